@@ -1,0 +1,47 @@
+"""The command line's root: which commands there are, and what an error looks like."""
+
+import os
+import sys
+from pathlib import Path
+
+import typer
+
+from cli import checks, demo, enqueue, jobs, machine, workers
+from cli.output import err
+from db.errors import StoreError
+from dev import stack
+from worker.errors import ForebayError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+app = typer.Typer(
+    name="forebay",
+    help="A Celery task-queue worker system for LLM and database work that loses no job.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+machine.register(app)
+workers.register(app)
+enqueue.register(app)
+jobs.register(app)
+demo.register(app)
+checks.register(app)
+
+
+def main() -> int:
+    """Run a command and return its exit code: 0 done, 1 failed, 2 called wrongly."""
+    for name, value in stack.running_environment(ROOT).items():
+        os.environ.setdefault(name, value)
+    try:
+        app()
+    except (ForebayError, StoreError, stack.StackError) as error:
+        err.print(f"[bold red]error:[/] {error}", soft_wrap=True, markup=True)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0

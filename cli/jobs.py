@@ -1,0 +1,101 @@
+"""Commands that look: one job, the queues, the configuration."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from cli.output import as_json, out, table
+from tasks.job import Job, status_of
+from worker import broker, overview
+from worker.errors import ForebayError
+from worker.policy import effective
+from worker.policy import load as load_policy
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command()(job)
+    app.command()(cancel)
+    app.command()(queues)
+    app.command()(config)
+
+
+def job(
+    job_id: Annotated[str, typer.Argument(help="The id that enqueue printed.")],
+    wait: Annotated[float | None, typer.Option(help="Wait up to this many seconds for the job to end.")] = None,
+    as_json_: AsJson = False,
+) -> None:
+    """Show one job: its status, times, attempts, and its result when it has one. Exit code 1 if it failed."""
+    handle = Job(job_id)
+    result: Any = None
+    error = ""
+    try:
+        if wait is not None or handle.status in ("SUCCESS", "FAILURE"):
+            result = handle.result(wait)
+    except ForebayError as failure:
+        error = str(failure)
+    record = handle.record()
+    shown = {"id": job_id, "status": status_of(record), **record, "result": result}
+    if as_json_:
+        as_json(shown)
+    else:
+        rows = [(name, json.dumps(value, ensure_ascii=False)[:2000] if name == "result" else value)
+                for name, value in shown.items() if value not in (None, "")]
+        table(f"job {job_id}", ("field", "value"), rows)
+    if error:
+        raise typer.Exit(1)
+
+
+def cancel(job_id: Annotated[str, typer.Argument(help="The job to cancel.")]) -> None:
+    """Cancel a job that no worker has fetched yet. Exit code 1 if it runs or has ended."""
+    handle = Job(job_id)
+    if handle.cancel():
+        out.print(f"job {job_id} is cancelled")
+        return
+    out.print(f"job {job_id} is {handle.status} and cannot be cancelled any more")
+    raise typer.Exit(1)
+
+
+def queues(as_json_: AsJson = False) -> None:
+    """Show what is pending by priority, running and delayed, and the workers."""
+    policy = load_policy()
+    client = broker.connect()
+    states, holders = overview.queues(client, policy), overview.workers(client)
+    if as_json_:
+        as_json({"queues": [state.as_dict() for state in states], "workers": [vars(holder) for holder in holders]})
+        return
+    names = list(states[0].pending)
+    table(
+        "Queues",
+        ("queue", *names, "delayed", "in hand", "running", "completed", "dead", "workers"),
+        [
+            (
+                state.name,
+                *state.pending.values(),
+                state.delayed,
+                state.leased,
+                state.started,
+                state.counters.get("completed", 0),
+                state.counters.get("dead", 0),
+                len(state.workers),
+            )
+            for state in states
+        ],
+    )
+    table(
+        "Workers",
+        ("node", "pid", "queues", "in hand", "lease left (s)"),
+        [(each.node, str(each.pid), ", ".join(each.queues), each.held, f"{each.lease_left_s:.1f}") for each in holders],
+    )
+
+
+def config(as_json_: AsJson = False) -> None:
+    """Show every effective value of queues.yaml and the environment, and where it came from."""
+    settings = effective(load_policy())
+    if as_json_:
+        as_json([vars(setting) for setting in settings])
+        return
+    table("Configuration", ("key", "value", "from"), [(each.key, str(each.value), each.source) for each in settings])

@@ -1,0 +1,72 @@
+"""Answer one turn of a conversation."""
+
+from typing import Any
+
+from db import conversations
+from tasks import fault, llm
+from tasks.payloads import Chat
+from worker.app import app
+from worker.outcome import Fault
+from worker.policy import load as load_policy
+from worker.task import Job
+
+
+class ChatJob(Job):
+    """A chat turn keeps the user's message even when it is never run."""
+
+    abstract = True
+
+    def classify(self, error: Exception) -> Fault:
+        return fault.of(error)
+
+    def abandoned(self, **arguments: Any) -> None:
+        _keep(self.request.id, Chat(**arguments))
+
+
+@app.task(base=ChatJob, bind=True, name=Chat.task)  # type: ignore[untyped-decorator]
+def chat(self: ChatJob, **arguments: Any) -> dict[str, Any]:
+    """Keep the user's message, ask the model with the conversation's recent history, keep the answer once.
+
+    The answer of an earlier run of the same job is returned as it is.
+    """
+    turn, job_id = Chat(**arguments), self.request.id
+    _keep(job_id, turn)
+    answer = conversations.answer_of(job_id)
+    extra: dict[str, Any] = {}
+    if answer is None:
+        completion = llm.chat(
+            _prompt(job_id, turn),
+            timeout_s=load_policy().queue(Chat.queue).time_limit_s,
+            model=turn.model,
+            max_tokens=turn.max_tokens,
+            temperature=turn.temperature,
+            tools=turn.tools,
+        )
+        answer = conversations.store_answer(
+            job_id,
+            turn.conversation,
+            completion.text,
+            completion.model,
+            completion.prompt_tokens,
+            completion.completion_tokens,
+        )
+        extra = {"finish_reason": completion.finish_reason, "tool_calls": completion.tool_calls}
+    return {
+        "text": answer.content,
+        "conversation": turn.conversation,
+        "model": answer.model,
+        "usage": {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens},
+        **extra,
+    }
+
+
+def _keep(job_id: str, turn: Chat) -> None:
+    conversations.store_user_message(
+        job_id, turn.conversation, turn.message, user_id=turn.user, tenant=turn.tenant
+    )
+
+
+def _prompt(job_id: str, turn: Chat) -> list[llm.Message]:
+    system = [{"role": "system", "content": turn.system}] if turn.system else []
+    history = conversations.history_for(job_id, limit=turn.history)
+    return [*system, *({"role": message.role, "content": message.content} for message in history)]

@@ -1,0 +1,216 @@
+"""Enqueue jobs: check, write the message, accept. Loads no task, no SQLAlchemy and no openai."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+from tasks.job import Group, Job
+from tasks.payloads import BulkInsert, Chat, Embedding, JobPayload, check
+from worker import broker, message
+from worker.broker import Submission
+from worker.errors import JobRefused
+from worker.policy import load as load_policy
+from worker.priority import Priority, parse as parse_priority
+
+#: Seconds from now, or a moment with its time zone.
+When = float | timedelta | datetime
+
+OFF = frozenset({"false", "0", "no", "off"})
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a job is to be carried.
+
+    ``priority``: CRITICAL, HIGH, NORMAL, LOW or BATCH. ``job_id`` and ``idempotency_key``: a repeat returns the first
+    job. ``deadline``: not to be started later than that. ``delay``: not before. ``tenant``: on whose behalf.
+    """
+
+    priority: str | Priority | None = None
+    job_id: str | None = None
+    idempotency_key: str | None = None
+    deadline: When | None = None
+    delay: When | None = None
+    tenant: str | None = None
+
+
+def chat(text: str, *, options: Options | None = None, **rest: Any) -> Job:
+    """Enqueue one turn of a conversation and return its job.
+
+    Further arguments are those of `tasks.payloads.Chat` (conversation, user, system, model, max_tokens, temperature,
+    tools, history) and of `Options`. The job's result is ``{"text", "conversation", "model", "usage", ...}``.
+    Raises `JobRefused`, `QueueFull`, `BrokerUnavailable`.
+    """
+    options, fields = _options(options, rest)
+    fields.setdefault("tenant", options.tenant)
+    return many([(check(Chat, message=text, **fields), options)])[0]
+
+
+def embedding(text: str, *, options: Options | None = None, **rest: Any) -> Job:
+    """Enqueue one text to be embedded and kept under ``key``; return its job.
+
+    The job's result is ``{"key", "model", "dimensions"}``. Raises `JobRefused`, `QueueFull`, `BrokerUnavailable`.
+    """
+    options, fields = _options(options, rest)
+    return many([(check(Embedding, text=text, **fields), options)])[0]
+
+
+def bulk_insert(
+    table: str,
+    rows: Iterable[Mapping[str, Any] | Sequence[Any]],
+    *,
+    columns: Sequence[str] | None = None,
+    options: Options | None = None,
+    on_progress: Callable[[int], None] | None = None,
+    **rest: Any,
+) -> Group:
+    """Enqueue rows for a table, cut into jobs of the queue's ``rows_per_job``; return them as one group.
+
+    Rows are mappings that all have the same keys, or sequences in the order of ``columns``. The input is read as it is
+    sent, so it may be larger than memory. ``on_progress`` gets the number of rows sent so far. The group's result is
+    ``{"rows"}``. Raises `JobRefused` naming the row at fault (the jobs before it are in), `QueueFull`,
+    `BrokerUnavailable`.
+    """
+    options, fields = _options(options, rest)
+    if fields:
+        raise JobRefused(next(iter(fields)), next(iter(fields.values())), "is not an option of bulk_insert")
+    group = Group(options.job_id or options.idempotency_key or uuid4().hex)
+    sent = 0
+    for number, payload in enumerate(_cut(table, rows, columns)):
+        one = _numbered(options, number)
+        group.jobs.extend(many([(payload, one)]))
+        sent += len(payload.rows)
+        if on_progress:
+            on_progress(sent)
+    if not group.jobs:
+        raise JobRefused("rows", [], "is empty; give at least one row")
+    return group
+
+
+def many(
+    jobs: Sequence[JobPayload | tuple[JobPayload, Options]],
+    *,
+    options: Options | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[Job]:
+    """Enqueue many jobs through one pipeline and return them in order.
+
+    Each is a payload (`tasks.Chat`, `tasks.Embedding`, `tasks.BulkInsert`), alone or with options of its own. All are
+    checked before the first is sent. Raises `JobRefused`, `QueueFull`, `BrokerUnavailable`.
+    """
+    common = options or Options()
+    orders = [job if isinstance(job, tuple) else (job, common) for job in jobs]
+    submissions = [_submission(payload, each) for payload, each in orders]
+    if os.environ.get("ASYNC_PROCESSING_ENABLED", "").strip().lower() in OFF:
+        from tasks import inline
+
+        return [inline.run(payload, one.id) for (payload, _), one in zip(orders, submissions, strict=True)]
+    return [Job(job_id) for job_id in broker.connect().accept_many(submissions, on_progress)]
+
+
+def _submission(payload: JobPayload, options: Options) -> Submission:
+    queue = load_policy().queue(payload.queue)
+    job_id = _identifier("job_id", options.job_id) or uuid4().hex
+    priority = parse_priority(payload.priority if options.priority is None else options.priority)
+    text = message.write(
+        payload.task, job_id, queue.name, priority.step, payload.model_dump(mode="json", exclude_none=True)
+    )
+    if len(text) > queue.max_payload_bytes:
+        raise JobRefused(
+            "payload", f"{len(text)} bytes", f"must be at most {queue.max_payload_bytes} (queues.yaml, {queue.name})"
+        )
+    tenant = _identifier("tenant", options.tenant)
+    return Submission(
+        id=job_id,
+        queue=queue.name,
+        step=priority.step,
+        task=payload.task,
+        message=text,
+        due=_moment("delay", options.delay),
+        deadline=_moment("deadline", options.deadline),
+        idempotency_key=_identifier("idempotency_key", options.idempotency_key),
+        max_length=queue.max_length,
+        fields={"tenant": tenant} if tenant else {},
+    )
+
+
+def _options(options: Options | None, rest: dict[str, Any]) -> tuple[Options, dict[str, Any]]:
+    """Split keyword arguments into those that say how and those that say what."""
+    hows = {name: rest[name] for name in Options.__dataclass_fields__ if name in rest}
+    whats = {name: value for name, value in rest.items() if name not in hows}
+    if not hows:
+        return options or Options(), whats
+    return Options(**{**(vars(options) if options else {}), **hows}), whats
+
+
+def _identifier(field: str, value: object) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str) or not value.strip() or len(value) > 200 or not value.isprintable():
+        raise JobRefused(field, value, "must be text of 1 to 200 printable characters")
+    return value
+
+
+def _moment(field: str, when: object) -> str:
+    match when:
+        case None:
+            return ""
+        case datetime() if when.tzinfo is None:
+            raise JobRefused(field, when, "must have a time zone, such as datetime.now(UTC)")
+        case datetime():
+            return f"{when.astimezone(UTC).timestamp():.6f}"
+        case timedelta():
+            seconds = when.total_seconds()
+        case bool():
+            raise JobRefused(field, when, "must be seconds, a timedelta or a datetime with a time zone")
+        case int() | float():
+            seconds = float(when)
+        case _:
+            raise JobRefused(field, when, "must be seconds, a timedelta or a datetime with a time zone")
+    if not 0 <= seconds <= 10 * 365 * 86400:
+        raise JobRefused(field, when, "must be between now and ten years from now")
+    return f"+{seconds:.6f}"
+
+
+def _cut(
+    table: str, rows: Iterable[Mapping[str, Any] | Sequence[Any]], columns: Sequence[str] | None
+) -> Iterable[BulkInsert]:
+    """Gather rows into payloads of ``rows_per_job``."""
+    most = load_policy().queue(BulkInsert.queue).rows_per_job or 1000
+    names = list(columns) if columns is not None else None
+    values: list[list[Any]] = []
+    for number, row in enumerate(rows):
+        if names is None:
+            if not isinstance(row, Mapping):
+                raise JobRefused("columns", None, "is required when rows are sequences")
+            names = list(row)
+        values.append(_values(row, names, number))
+        if len(values) == most:
+            yield check(BulkInsert, table=table, columns=names, rows=values)
+            values = []
+    if values:
+        yield check(BulkInsert, table=table, columns=names, rows=values)
+
+
+def _values(row: object, columns: list[str], number: int) -> list[Any]:
+    if isinstance(row, Mapping):
+        if row.keys() != set(columns):
+            raise JobRefused(f"rows[{number}]", sorted(map(str, row)), f"must have the columns {', '.join(columns)}")
+        return [row[name] for name in columns]
+    if isinstance(row, str | bytes) or not isinstance(row, Sequence):
+        raise JobRefused(f"rows[{number}]", row, "must be a mapping or a sequence of values")
+    return list(row)
+
+
+def _numbered(options: Options, number: int) -> Options:
+    """Give each job of a group a name of its own, so that a repeated group repeats its jobs."""
+    return Options(
+        **{
+            **vars(options),
+            "job_id": options.job_id and f"{options.job_id}.{number}",
+            "idempotency_key": options.idempotency_key and f"{options.idempotency_key}.{number}",
+        }
+    )

@@ -1,0 +1,154 @@
+"""Follow a job after it was accepted: its status, its result, its cancellation."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from worker import broker
+from worker.errors import JobFailed, ResultTimeout, UnknownJob
+
+#: Record state -> what Celery's users call it. A job that waits for another attempt is in RETRY.
+STATUS = {
+    "queued": "QUEUED",
+    "delayed": "QUEUED",
+    "leased": "QUEUED",
+    "started": "STARTED",
+    "succeeded": "SUCCESS",
+    "dead": "FAILURE",
+    "cancelled": "REVOKED",
+    "expired": "REVOKED",
+}
+ENDED = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
+POLL_S = (0.005, 0.1)
+
+
+class Job:
+    """One accepted job, known by its id in any process."""
+
+    def __init__(self, job_id: str, inline: Any = None) -> None:
+        self.id = job_id
+        self._inline = inline  # what `tasks.inline` ran in this process
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id}>"
+
+    def record(self) -> dict[str, str]:
+        """Return the job's record: state, queue, step, task, times (seconds since the epoch), attempts, error.
+
+        Raises `UnknownJob` when there is none: never accepted, or ended longer ago than records are kept.
+        """
+        client = broker.connect()
+        pairs: dict[bytes, bytes] = client.redis.hgetall(client.keys.job(self.id))
+        if not pairs:
+            raise UnknownJob(
+                f"job {self.id!r} is not known; it was never accepted, or its record is past retention.record_s"
+            )
+        return {name.decode(): value.decode("utf-8", "replace") for name, value in pairs.items() if name != b"message"}
+
+    @property
+    def status(self) -> str:
+        """QUEUED, STARTED, RETRY, SUCCESS, FAILURE or REVOKED, from the job's record. Raises `UnknownJob`."""
+        if self._inline is not None:
+            return str(self._inline.status)
+        return status_of(self.record())
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait for the job to end and return its value.
+
+        Raises `ResultTimeout` after ``timeout`` seconds (the job goes on), `JobFailed` when it was dead-lettered,
+        cancelled or expired, `UnknownJob`.
+        """
+        if self._inline is not None:
+            return self._inline.value()
+        waited_until = None if timeout is None else time.monotonic() + timeout
+        pause_s = POLL_S[0]
+        while True:
+            record = self.record()
+            status = status_of(record)
+            if status == "SUCCESS":
+                return self._value()
+            if status in ENDED:
+                raise JobFailed(self.id, record["state"], record.get("error", ""))
+            if waited_until is not None and time.monotonic() + pause_s > waited_until:
+                raise ResultTimeout(f"job {self.id} is {status} after {timeout} s; it goes on, ask again")
+            time.sleep(pause_s)
+            pause_s = min(POLL_S[1], pause_s * 1.5)
+
+    def cancel(self) -> bool:
+        """Cancel the job; return whether it will not run. One that has been fetched by a worker runs to its end."""
+        if self._inline is not None:
+            return False
+        state = broker.connect().cancel(self.id)
+        if not state:
+            raise UnknownJob(f"job {self.id!r} is not known; there is nothing to cancel")
+        return state in ("queued", "delayed", "cancelled")
+
+    def _value(self) -> Any:
+        from worker.app import app  # Celery is loaded by those who read results
+
+        meta = app.backend.get_task_meta(self.id)
+        if meta["status"] != "SUCCESS":
+            raise JobFailed(self.id, "succeeded", "its result is past retention.result_s or the result backend lost it")
+        return meta["result"]
+
+
+@dataclass
+class Group:
+    """Jobs that were enqueued as one: a large input cut into pieces."""
+
+    id: str
+    jobs: list[Job] = field(default_factory=list)
+
+    def progress(self) -> dict[str, int]:
+        """Return how many jobs are in each status."""
+        counted: dict[str, int] = {}
+        for status in self._statuses():
+            counted[status] = counted.get(status, 0) + 1
+        return counted
+
+    @property
+    def status(self) -> str:
+        """The least advanced of the jobs' statuses; FAILURE as soon as one job failed."""
+        statuses = set(self._statuses())
+        for status in ("FAILURE", "REVOKED", "RETRY", "STARTED", "QUEUED"):
+            if status in statuses:
+                return status
+        return "SUCCESS"
+
+    def result(self, timeout: float | None = None) -> dict[str, int]:
+        """Wait for every job; return ``{"rows": inserted in all}``. Raises as `Job.result` does."""
+        waited_until = None if timeout is None else time.monotonic() + timeout
+        rows = 0
+        for job in self.jobs:
+            left_s = None if waited_until is None else max(0.0, waited_until - time.monotonic())
+            rows += job.result(left_s)["rows"]
+        return {"rows": rows}
+
+    def cancel(self) -> bool:
+        """Cancel every job that has not been fetched; return whether none will run."""
+        return all([job.cancel() for job in self.jobs])
+
+    def _statuses(self) -> list[str]:
+        if any(job._inline is not None for job in self.jobs):
+            return [job.status for job in self.jobs]
+        client = broker.connect()
+        pipeline = client.redis.pipeline(transaction=False)
+        for job in self.jobs:
+            pipeline.hmget(client.keys.job(job.id), "state", "attempts", "cancel")
+        return [_status(*reply) for reply in pipeline.execute()]
+
+
+def status_of(record: dict[str, str]) -> str:
+    """Return the status that a record stands for."""
+    return _status(
+        record["state"].encode(), record.get("attempts", "").encode(), record.get("cancel", "").encode()
+    )
+
+
+def _status(state: bytes | None, attempts: bytes | None, cancel: bytes | None) -> str:
+    status = STATUS[(state or b"queued").decode()]
+    if status == "QUEUED" and cancel:
+        return "REVOKED"
+    if status == "QUEUED" and attempts not in (None, b"", b"0"):
+        return "RETRY"
+    return status

@@ -1,0 +1,122 @@
+"""Say what each kind of job is given, and refuse anything else before it is sent."""
+
+from typing import Annotated, Any, ClassVar, TypeVar
+from uuid import uuid4
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from worker.errors import JobRefused
+from worker.policy import load as load_policy
+from worker.priority import Priority
+
+Payload = TypeVar("Payload", bound="JobPayload")
+
+#: What JSON carries into a column of a table.
+Cell = Any
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must hold more than white space")
+    return text
+
+
+def _storable(text: str) -> str:
+    if "\x00" in text:
+        raise ValueError("must hold no NUL character: PostgreSQL stores none")
+    return text
+
+
+Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_not_blank), AfterValidator(_storable)]
+Text = Annotated[str, AfterValidator(_not_blank), AfterValidator(_storable)]
+
+
+class JobPayload(BaseModel):
+    """The arguments of a task, as they travel."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    queue: ClassVar[str]
+    task: ClassVar[str]
+    priority: ClassVar[Priority] = Priority.NORMAL
+
+
+class Chat(JobPayload):
+    """One turn of a conversation. Without ``conversation`` a new one begins."""
+
+    queue = "chat"
+    task = "tasks.chat"
+    priority = Priority.HIGH
+
+    message: Text
+    conversation: Name = Field(default_factory=lambda: uuid4().hex)
+    user: Name | None = None
+    tenant: Name | None = None
+    system: Text | None = None
+    model: Name | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    tools: list[dict[str, Any]] | None = None
+    history: int = Field(default=15, ge=1, le=1000)
+
+
+class Embedding(JobPayload):
+    """One text to be kept with its vector under ``key`` (by default the job's id)."""
+
+    queue = "embedding"
+    task = "tasks.embedding"
+
+    text: Text
+    key: Name | None = None
+    model: Name | None = None
+
+
+class BulkInsert(JobPayload):
+    """Rows for one table: ``columns`` once, then one list of values a row."""
+
+    queue = "bulk_insert"
+    task = "tasks.bulk_insert"
+    priority = Priority.BATCH
+
+    table: Name
+    columns: list[Name] = Field(min_length=1)
+    rows: list[list[Cell]] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "BulkInsert":
+        tables = load_policy().queue(self.queue).tables or ()
+        if self.table not in tables:
+            raise ValueError(f"table: {self.table!r} is not allowed; allowed in queues.yaml: {', '.join(tables)}")
+        if len(set(self.columns)) != len(self.columns):
+            raise ValueError("columns: must differ from each other")
+        for number, row in enumerate(self.rows):
+            if len(row) != len(self.columns):
+                raise ValueError(f"rows[{number}]: has {len(row)} values for {len(self.columns)} columns")
+        return self
+
+
+def check(kind: type[Payload], **arguments: Any) -> Payload:
+    """Return the payload of a job. Raises `JobRefused` naming the first field at fault, its value and the remedy."""
+    try:
+        return kind(**arguments)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if where:
+            raise JobRefused(where, first["input"], _remedy(first)) from error
+        field, _, remedy = first["msg"].removeprefix("Value error, ").partition(": ")
+        raise JobRefused(field, _value_of(field, arguments), remedy) from error
+
+
+def _remedy(fault: Any) -> str:
+    if fault["type"] == "extra_forbidden":
+        return "is not a field of this kind of job; leave it out"
+    if fault["type"] == "missing":
+        return "is required; give it"
+    return str(fault["msg"]).removeprefix("Value error, ")
+
+
+def _value_of(field: str, arguments: dict[str, Any]) -> Any:
+    if field.startswith("rows["):
+        return arguments["rows"][int(field[5:-1])]
+    return arguments.get(field)

@@ -1,0 +1,1 @@
+"""How jobs are carried: queue policy, accept, fetch, leases, outcomes, settles, batches."""

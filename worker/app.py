@@ -1,0 +1,15 @@
+"""The Celery application: ``celery -A worker.app worker -Q chat``."""
+
+import os
+
+from celery import Celery
+from celery.signals import celeryd_init
+
+app = Celery("forebay", task_cls="worker.task:Job")
+app.config_from_object("celeryconfig")
+
+
+@celeryd_init.connect
+def name_node(sender: str, **_: object) -> None:
+    """Let the lease say which node holds it."""
+    os.environ["FOREBAY_NODE"] = sender

@@ -1,0 +1,149 @@
+"""Gather jobs into batches: many deliveries, one call, and for each job its own result, retry, event and settle.
+
+A task that batches names `strategy` as its Celery strategy and has ``run_batch``. Requests wait in the worker's main
+loop until there are enough of them or the first has waited long enough. A thread of the pool then runs the batch and,
+for each job, Celery's own tracer with the job's share of the batch's answer: results, signals, links, chords, retries
+and events are those of any other task.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from celery.app.trace import fast_trace_task, trace_task_ret
+from celery.worker.strategy import default
+
+from worker.policy import Batch
+from worker.request import Request
+from worker.task import Job
+
+logger = logging.getLogger(__name__)
+
+#: What a batch says about one of its jobs: a value, or the error that the job is to raise.
+Answer = Any
+
+
+class BatchJob(Job):
+    """A task that does many jobs in one call. ``run_batch`` gets each job's keyword arguments and id."""
+
+    abstract = True
+    Strategy = "worker.batching:strategy"
+
+    def run_batch(self, jobs: Sequence[tuple[str, dict[str, Any]]]) -> list[Answer]:
+        """Do all jobs in one call; return one answer for each, in order. What it raises, every job raises."""
+        raise NotImplementedError
+
+    def body(self, *args: Any, **kwargs: Any) -> Any:
+        """Return this job's share of its batch; a job that comes alone is a batch of one."""
+        answer = self.request.get("forebay_answer")
+        if answer is None:
+            answer = answers(self, [(self.request.id, kwargs)])
+        value = answer[0]
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+
+class Timer(Protocol):
+    """The part of the event loop's timer that gathering needs."""
+
+    def call_after(self, secs: float, fun: Callable[[], None]) -> Any: ...
+
+
+class Gatherer:
+    """The requests of one task that wait for company. Lives in the main loop; not for other threads."""
+
+    def __init__(self, limits: Batch, timer: Timer, dispatch: Callable[[list[Request]], None]) -> None:
+        self.limits = limits
+        self.timer = timer
+        self.dispatch = dispatch
+        self.waiting: list[Request] = []
+        self.entry: Any = None
+
+    def add(self, request: Request) -> None:
+        """Take a request in; send the batch off when it is full."""
+        self.waiting.append(request)
+        if len(self.waiting) >= self.limits.max_jobs:
+            self.flush()
+        elif self.entry is None:
+            self.entry = self.timer.call_after(self.limits.max_wait_s, self.flush)
+
+    def flush(self) -> None:
+        """Send off what waits."""
+        if self.entry is not None:
+            self.entry.cancel()
+            self.entry = None
+        batch, self.waiting = self.waiting, []
+        if batch:
+            self.dispatch(batch)
+
+
+def strategy(task: BatchJob, app: Any, consumer: Any) -> Any:
+    """Return Celery's default message handler with the gatherer in the place of the pool."""
+    queue = task.lane
+    if queue is None or queue.batch is None:
+        return default(task, app, consumer)
+    pool = consumer.pool
+
+    def dispatch(batch: list[Request]) -> None:
+        pool.apply_async(run, (task, batch))
+
+    gatherer = Gatherer(queue.batch, consumer.timer, dispatch)
+    one_by_one = consumer.on_task_request
+
+    def take(request: Request) -> None:
+        if request.verdict:
+            one_by_one(request)
+        else:
+            gatherer.add(request)
+
+    # default() binds the attribute once, when it makes the handler; there is no parameter for it
+    consumer.on_task_request = take
+    try:
+        return default(task, app, consumer)
+    finally:
+        consumer.on_task_request = one_by_one
+
+
+def run(task: BatchJob, batch: list[Request]) -> None:
+    """Run a batch in a thread of the pool. A delivery that was given to another worker meanwhile is left out."""
+    try:
+        running = _started(task, batch)
+        if not running:
+            return
+        jobs = [(request.id, request.kwargs) for request in running]
+        for request, answer in zip(running, answers(task, jobs), strict=True):
+            _finish(task, request, answer)
+    except Exception:
+        logger.exception("a batch of %d jobs broke off; what is not settled comes back with the lease", len(batch))
+        raise
+
+
+def answers(task: BatchJob, jobs: Sequence[tuple[str, dict[str, Any]]]) -> list[Answer]:
+    """Return one answer in a list of its own for each job; an error of the call is every job's answer."""
+    try:
+        given = task.run_batch(jobs)
+        if len(given) != len(jobs):
+            raise RuntimeError(f"{task.name} gave {len(given)} answers to {len(jobs)} jobs")
+    except Exception as error:
+        given = [error] * len(jobs)
+    return [[answer] for answer in given]
+
+
+def _started(task: BatchJob, batch: list[Request]) -> list[Request]:
+    lease = batch[0]._message.channel.lease
+    queue = task.lane.name if task.lane else ""
+    said = lease.broker.start_batch(queue, [request.delivery for request in batch])
+    running = [request for request, word in zip(batch, said, strict=True) if word == "started"]
+    for request in running:
+        request.announce_started()
+    return running
+
+
+def _finish(task: BatchJob, request: Request, answer: list[Answer]) -> None:
+    trace = fast_trace_task if task.app.use_fast_trace_task else trace_task_ret
+    headers = {**request.request_dict, "forebay_answer": answer}
+    message = request._message
+    request.on_success(
+        trace(task.name, request.id, headers, message.body, message.content_type, message.content_encoding)
+    )

@@ -1,0 +1,286 @@
+"""Change and read job records: the one place that calls the scripts, for producers, workers and commands alike."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from worker import scripts
+from worker.errors import BrokerUnavailable, QueueFull
+from worker.keys import Keys
+from worker.policy import load as load_policy
+
+if TYPE_CHECKING:
+    from worker.transport import Channel
+
+#: A settle or an accept that waits longer than this for Redis is given up and repeated; both may be repeated.
+SOCKET_TIMEOUT_S = 5.0
+PIPELINE_JOBS = 500
+PIPELINE_BYTES = 4 * 1024 * 1024
+
+BROKEN = (RedisConnectionError, RedisTimeoutError)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job as accept takes it. ``due`` and ``deadline`` are moments: ``""``, ``"+5"`` (seconds) or an epoch."""
+
+    id: str
+    queue: str
+    step: int
+    task: str
+    message: str
+    due: str = ""
+    deadline: str = ""
+    idempotency_key: str = ""
+    max_length: int = 0
+    follows: bool = False
+    fields: dict[str, str] = field(default_factory=dict)
+
+    def args(self) -> list[str | int]:
+        """Return the arguments of the accept script behind the prefix."""
+        return [
+            self.id,
+            self.queue,
+            self.step,
+            self.task,
+            self.message,
+            self.due,
+            self.deadline,
+            self.idempotency_key,
+            int(load_policy().retention.idempotency_s),
+            self.max_length,
+            "1" if self.follows else "",
+            *(text for pair in self.fields.items() for text in pair),
+        ]
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One hand-over of a job to a worker process. The number is the fence: each delivery of a job has a higher one."""
+
+    id: str
+    number: int
+
+    @property
+    def tag(self) -> str:
+        return f"{self.number}:{self.id}"
+
+    @classmethod
+    def of_tag(cls, tag: str) -> "Delivery":
+        number, _, job_id = tag.partition(":")
+        return cls(job_id, int(number))
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A fetched message. The verdict is empty, ``cancelled`` or ``expired``; a plain one has delivery number 0."""
+
+    queue: str
+    delivery: Delivery
+    verdict: str
+    message: str
+
+
+class Broker:
+    """The records of jobs in one Redis. Safe to share between threads.
+
+    Every method is one script, hence one step that happens whole or not at all, and may be repeated: accept knows
+    the job's id, a settle carries its delivery's number.
+    """
+
+    def __init__(self, client: "redis.Redis", prefix: str = "") -> None:
+        self.redis = client
+        self.keys = Keys(prefix)
+        self.scripts = scripts.load(client)
+
+    def run(self, name: str, *args: str | int | float) -> Any:
+        """Run one script and return its reply. Raises what redis-py raises."""
+        return self.scripts[name](args=[self.keys.prefix, *args])
+
+    def accept(self, submission: Submission) -> str:
+        """Accept one job and return its id, which is an earlier job's when this one repeats it.
+
+        Raises `QueueFull` and `BrokerUnavailable`.
+        """
+        return self.accept_many([submission])[0]
+
+    def accept_many(
+        self, submissions: Sequence[Submission], on_progress: Callable[[int], None] | None = None
+    ) -> list[str]:
+        """Accept jobs in as few round trips as their size allows; return their ids in order.
+
+        A pipeline whose reply was lost is sent again once: jobs that were accepted by then are not accepted twice.
+        Raises `QueueFull` (everything before the refused job in the sequence is in) and `BrokerUnavailable`.
+        """
+        accepted: list[str] = []
+        for chunk in _chunks(submissions):
+            for submission, reply in zip(chunk, self._accept_chunk(chunk), strict=True):
+                accepted.append(_accepted_id(submission, reply))
+            if on_progress:
+                on_progress(len(accepted))
+        return accepted
+
+    def _accept_chunk(self, chunk: Sequence[Submission]) -> list[Any]:
+        for attempt in (1, 2):
+            try:
+                pipeline = self.redis.pipeline(transaction=False)
+                for submission in chunk:
+                    self.scripts["accept"](args=[self.keys.prefix, *submission.args()], client=pipeline)
+                return pipeline.execute(raise_on_error=False)
+            except BROKEN as error:
+                if attempt == 2:
+                    raise BrokerUnavailable(_unreachable(self.redis, error)) from error
+                time.sleep(0.1)
+            except ResponseError as error:  # while the scripts are loaded
+                raise BrokerUnavailable(_refusing(error)) from error
+        raise AssertionError("unreachable")
+
+    def fetch(self, owner: str, lease_s: float, queues: Sequence[tuple[str, bool]], most: int) -> list[Fetched]:
+        """Lease up to ``most`` jobs of ``queues`` (name, whether plain) to ``owner``, most urgent first."""
+        return parse_fetched(self.run("fetch", *fetch_args(owner, lease_s, queues, most)))[1]
+
+    def start(self, delivery: Delivery) -> str:
+        """Note that a delivery began to run."""
+        return _text(self.run("start", delivery.id, delivery.number))
+
+    def start_batch(self, queue: str, deliveries: Sequence[Delivery]) -> list[str]:
+        """Note that the deliveries of one batch began to run; count the batch."""
+        pipeline = self.redis.pipeline(transaction=False)
+        for delivery in deliveries:
+            self.scripts["start"](args=[self.keys.prefix, delivery.id, delivery.number], client=pipeline)
+        pipeline.hincrby(self.keys.stats(queue), "batches", 1)
+        return [_text(reply) for reply in pipeline.execute()[:-1]]
+
+    def done(self, delivery: Delivery) -> str:
+        """Settle a delivery as succeeded."""
+        return _text(self.run("done", delivery.id, delivery.number, int(load_policy().retention.record_s)))
+
+    def reschedule(self, delivery: Delivery, message: str, due: str, spent: int, error: str) -> str:
+        """Settle a delivery by letting its job wait until the moment ``due``; ``spent`` attempts are counted."""
+        return _text(self.run("reschedule", delivery.id, delivery.number, message, due, spent, error))
+
+    def bury(self, delivery: Delivery, reason: str, error: str, traceback: str = "") -> str:
+        """Settle a delivery as a dead letter, its message kept untouched."""
+        return _text(self.run("bury", delivery.id, delivery.number, reason, error, traceback))
+
+    def release(self, delivery: Delivery, unless_started: bool = False) -> str:
+        """Give a delivery back to the head of its queue."""
+        return _text(self.run("release", delivery.id, delivery.number, "1" if unless_started else ""))
+
+    def drop(self, delivery: Delivery, verdict: str) -> str:
+        """Settle a delivery that was cancelled or is past its deadline."""
+        record_s = int(load_policy().retention.record_s)
+        return _text(self.run("drop", delivery.id, delivery.number, verdict, record_s))
+
+    def cancel(self, job_id: str) -> str:
+        """Cancel a job that has not been fetched. Return the state in which it was, empty for an unknown job."""
+        return _text(self.run("cancel", job_id))
+
+    def renew(self, owner: str, lease_s: float, about: dict[str, str]) -> int:
+        """Renew an owner's lease and return how many jobs it holds."""
+        pairs = [text for pair in about.items() for text in pair]
+        return int(self.run("renew", owner, lease_s, *pairs))
+
+    def leave(self, owner: str) -> int:
+        """End an owner's lease and return how many jobs it leaves to be swept."""
+        return int(self.run("leave", owner))
+
+    def sweep(self, most: int = 1000) -> int:
+        """Give back what owners with an ended lease held; return how many jobs."""
+        return int(self.run("sweep", most))
+
+
+@cache
+def connect(url: str | None = None) -> Broker:
+    """Return this process's broker for a URL, by default the one that Celery's settings name.
+
+    Connections are made as kombu makes them, so TLS, Sentinel, credentials and the key prefix work the same.
+    Raises `BrokerUnavailable`.
+    """
+    import celeryconfig  # the settings, not Celery
+    from kombu import Connection
+
+    connection = Connection(
+        url or celeryconfig.broker_url,
+        transport=celeryconfig.broker_transport,
+        transport_options=celeryconfig.broker_transport_options,
+    )
+    try:
+        channel: Channel = connection.default_channel
+    except Exception as error:
+        if isinstance(error, connection.connection_errors):
+            raise BrokerUnavailable(_unreachable_at(connection.as_uri(), error)) from error
+        raise
+    return channel.broker
+
+
+def client_of(channel: "Channel") -> "redis.Redis":
+    """Return a client with a pool of its own, connected as the channel is, that outlives the channel."""
+    pool = channel._get_pool()
+    pool.connection_kwargs["socket_timeout"] = SOCKET_TIMEOUT_S
+    pool.max_connections = 2**16  # one a thread; the pool opens what is needed and no more
+    return redis.Redis(connection_pool=pool)
+
+
+def fetch_args(owner: str, lease_s: float, queues: Sequence[tuple[str, bool]], most: int) -> list[str | int | float]:
+    """Return the arguments of the fetch script behind the prefix."""
+    pairs = [text for name, plain in queues for text in (name, "plain" if plain else "lease")]
+    return [owner, lease_s, most, *pairs]
+
+
+def parse_fetched(reply: list[Any]) -> tuple[float | None, list[Fetched]]:
+    """Return the nap in seconds (None: nothing is delayed) and the jobs of a fetch script's reply."""
+    nap = float(reply[0]) if reply[0] else None
+    return nap, [
+        Fetched(_text(queue), Delivery(_text(job_id), int(number)), _text(verdict), _text(message))
+        for queue, job_id, number, verdict, message in reply[1:]
+    ]
+
+
+def _accepted_id(submission: Submission, reply: Any) -> str:
+    if isinstance(reply, OutOfMemoryError | ResponseError):
+        raise BrokerUnavailable(_refusing(reply)) from reply
+    if isinstance(reply, Exception):
+        raise reply
+    if _text(reply[0]) == "full":
+        raise QueueFull(
+            "queue", submission.queue, f"holds {int(reply[1])} jobs of at most {submission.max_length}; try again later"
+        )
+    return _text(reply[1])
+
+
+def _chunks(submissions: Iterable[Submission]) -> Iterator[list[Submission]]:
+    chunk: list[Submission] = []
+    size_bytes = 0
+    for submission in submissions:
+        if chunk and (len(chunk) == PIPELINE_JOBS or size_bytes + len(submission.message) > PIPELINE_BYTES):
+            yield chunk
+            chunk, size_bytes = [], 0
+        chunk.append(submission)
+        size_bytes += len(submission.message)
+    if chunk:
+        yield chunk
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+
+
+def _unreachable(client: "redis.Redis", error: Exception) -> str:
+    where = client.connection_pool.connection_kwargs
+    return _unreachable_at(f"{where.get('host', where.get('path'))}:{where.get('port', '')}", error)
+
+
+def _unreachable_at(where: str, error: Exception) -> str:
+    return f"no answer from the broker at {where} ({error}); start it (./forebay up) or set CELERY_BROKER_URL"
+
+
+def _refusing(error: Exception) -> str:
+    return f"the broker takes no jobs now: {error}; give it memory or let the workers drain it, then send again"

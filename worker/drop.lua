@@ -1,0 +1,9 @@
+-- Settle a delivery that is not to be run: its job was cancelled or is past its deadline.
+-- KEYS none  ARGV 1 prefix  2 job id  3 delivery  4 'cancelled' | 'expired'  5 lifetime of the record in s
+-- RETURNS 'dropped' | 'settled' | 'late'
+local id = ARGV[2]
+local queue, why = holding(id, ARGV[3])
+if not queue then return why end
+finish(id, queue, ARGV[4], ARGV[5])
+count(queue, ARGV[4])
+return 'dropped'

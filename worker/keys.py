@@ -1,0 +1,88 @@
+"""Names every key that Forebay keeps in the broker's Redis, with its type and its lifetime.
+
+The lists of waiting messages keep kombu's layout, so that Flower, KEDA, ``redis-cli llen`` and plain Celery
+producers find them. Everything else lives below ``forebay:``. The Lua scripts build the same names from the
+table that `lua` returns, so each name is written down once, here.
+"""
+
+from dataclasses import dataclass
+
+SEPARATOR = "\x06\x16"
+
+#: stem -> (Redis type, lifetime). A stem that ends in a colon is followed by a queue, a job or an owner.
+STEMS = {
+    "job": ("forebay:job:", "hash: the job's record; permanent until the job has ended, then a set time"),
+    "once": ("forebay:once:", "string: idempotency key -> job id; a set time"),
+    "delayed": ("forebay:delayed:", "sorted set: job id by due time; permanent, empty when nothing waits"),
+    "leased": ("forebay:leased:", "sorted set: job id by time of fetch; permanent, empty when nothing runs"),
+    "bell": ("forebay:bell:", "list of at most 64: rung by accept, awaited by idle workers; gone when heard"),
+    "stats": ("forebay:stats:", "hash: cumulative counters of a queue; permanent"),
+    "held": ("forebay:held:", "set: the job ids that one owner holds; gone when it holds none"),
+    "owner": ("forebay:owner:", "hash: who an owner is (node, pid, queues); outlives its last renewal by an hour"),
+    "owners": ("forebay:owners", "sorted set: owner by the end of its lease; swept"),
+    "dead": ("forebay:dead", "sorted set: dead letter's job id by time of death; permanent"),
+    "serial": ("forebay:serial", "string: numbers messages that carry no readable id; permanent"),
+}
+
+#: Prefixes of keys that may stand without a lifetime.
+PERMANENT = ("forebay:delayed:", "forebay:leased:", "forebay:stats:", "forebay:owners", "forebay:dead", "forebay:serial")
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Build keys below one prefix (Celery's ``global_keyprefix``; usually empty)."""
+
+    prefix: str = ""
+
+    def waiting(self, queue: str, step: int) -> str:
+        """Return the list of waiting messages of one priority: pushed left, popped right."""
+        return f"{self.prefix}{queue}{SEPARATOR}{step}" if step else f"{self.prefix}{queue}"
+
+    def job(self, job_id: str) -> str:
+        return self._key("job", job_id)
+
+    def once(self, idempotency_key: str) -> str:
+        return self._key("once", idempotency_key)
+
+    def delayed(self, queue: str) -> str:
+        return self._key("delayed", queue)
+
+    def leased(self, queue: str) -> str:
+        return self._key("leased", queue)
+
+    def bell(self, queue: str) -> str:
+        return self._key("bell", queue)
+
+    def stats(self, queue: str) -> str:
+        return self._key("stats", queue)
+
+    def held(self, owner: str) -> str:
+        return self._key("held", owner)
+
+    def owner(self, owner: str) -> str:
+        return self._key("owner", owner)
+
+    def owners(self) -> str:
+        return self._key("owners")
+
+    def dead(self) -> str:
+        return self._key("dead")
+
+    def _key(self, stem: str, of: str = "") -> str:
+        return f"{self.prefix}{STEMS[stem][0]}{of}"
+
+
+def lua() -> str:
+    """Return the Lua that builds the same keys: ``key.job(id)``, ``waiting(queue, step)``."""
+    builders = "\n".join(
+        f"function key.{stem}(of) return prefix .. '{name}' .. (of or '') end" for stem, (name, _) in STEMS.items()
+    )
+    return f"""
+local prefix = ARGV[1]
+local key = {{}}
+{builders}
+local function waiting(queue, step)
+  if tonumber(step) == 0 then return prefix .. queue end
+  return prefix .. queue .. '\\6\\22' .. step
+end
+"""

@@ -1,0 +1,39 @@
+"""Load the Lua scripts that change a job's record: each file is one step of a job's life."""
+
+from functools import cache
+from pathlib import Path
+
+import redis
+from redis.commands.core import Script
+
+from worker import keys
+from worker.priority import FETCH_ORDER, STEPS
+
+FOLDER = Path(__file__).parent
+
+#: Scripts that may run when Redis is out of memory: they drain it. Only accept is refused.
+DRAINING = frozenset(
+    {"fetch", "start", "done", "reschedule", "bury", "release", "drop", "cancel", "renew", "leave", "sweep"}
+)
+NAMES = DRAINING | {"accept"}
+
+
+@cache
+def source(name: str) -> str:
+    """Return the whole text of a script as Redis gets it: flags, key builders, prelude, body."""
+    flags = "#!lua flags=allow-oom\n" if name in DRAINING else "#!lua\n"
+    orders = f"local STEPS = {_table(STEPS)}\nlocal ORDER = {_table(FETCH_ORDER)}\n"
+    return flags + keys.lua() + orders + _read("prelude") + _read(name)
+
+
+def load(client: redis.Redis) -> dict[str, Script]:
+    """Bind every script to a client. Nothing is sent: Redis is told a script when it first lacks it."""
+    return {name: client.register_script(source(name)) for name in sorted(NAMES)}
+
+
+def _read(name: str) -> str:
+    return (FOLDER / f"{name}.lua").read_text(encoding="utf-8")
+
+
+def _table(steps: tuple[int, ...]) -> str:
+    return "{" + ", ".join(f"'{step}'" for step in steps) + "}"

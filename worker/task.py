@@ -1,0 +1,95 @@
+"""Run one job: the base class of every task, which turns errors into outcomes."""
+
+import random
+from typing import Any
+
+from celery import Task
+from celery.exceptions import Ignore, Reject, Retry
+
+from worker import outcome
+from worker.outcome import Fault
+from worker.policy import Queue, load as load_policy
+from worker.policy import Retry as RetryPolicy
+
+#: For tasks of no declared queue: fail at once, as Celery does.
+ONCE = RetryPolicy(max_attempts=1)
+
+
+class AttemptFailed(Exception):
+    """Why a job runs again, as text: any process can read it, whatever the error's own class needs."""
+
+
+class Again(Retry):  # type: ignore[misc]
+    """Tell the worker to run the job again after ``when`` seconds, and whether that spends an attempt."""
+
+    spent = 1
+
+
+class Snoozed(Again):
+    """An `Again` that spends no attempt."""
+
+    spent = 0
+
+
+class OutOfMemory(RuntimeError):
+    """A task's MemoryError. Celery ends the whole worker on the original."""
+
+
+class Job(Task):  # type: ignore[misc]
+    """A task whose failures are decided by its queue's retry policy.
+
+    A subclass says what its errors mean (`classify`) and may keep something of a job that is never run
+    (`abandoned`).
+    """
+
+    abstract = True
+    Request = "worker.request:Request"
+
+    @property
+    def lane(self) -> Queue | None:
+        """The declared queue that this run came through, or else the one that declares this task, or None."""
+        policy = load_policy()
+        carried = (self.request.delivery_info or {}).get("routing_key")
+        return policy.queues.get(carried) or policy.queue_of_task(self.name)
+
+    def classify(self, error: Exception) -> Fault:
+        """Say whether trying again may help."""
+        return Fault.FATAL
+
+    def abandoned(self, *args: Any, **kwargs: Any) -> None:
+        """Keep what must not be lost of a job that was cancelled or expired before it ran."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the body. Celery calls this for every delivery; the arguments are the job's."""
+        if self.request.called_directly:
+            return self.run(*args, **kwargs)
+        try:
+            if self.request.get("forebay_verdict"):
+                self.abandoned(*args, **kwargs)
+                raise Ignore(self.request.get("forebay_verdict"))
+            return self.body(*args, **kwargs)
+        except (Retry, Ignore, Reject):
+            raise
+        except MemoryError as error:
+            raise OutOfMemory(f"job {self.request.id} ran out of memory") from error
+        except Exception as error:
+            again = self.again(error, self.request.retries)
+            if again is None:
+                raise
+            raise again from error
+
+    def body(self, *args: Any, **kwargs: Any) -> Any:
+        """Do the job."""
+        return self.run(*args, **kwargs)
+
+    def again(self, error: Exception, attempts: int) -> Again | None:
+        """Return the retry that an error leads to, None when the job is dead."""
+        policy = self.lane.retry if self.lane else ONCE
+        cause = AttemptFailed(f"{type(error).__name__}: {error}"[:2000])
+        match outcome.decide(self.classify(error), attempts, policy, random.random()):
+            case outcome.Retry(after_s):
+                return Again(exc=cause, when=after_s)
+            case outcome.Snooze(after_s):
+                return Snoozed(exc=cause, when=after_s)
+            case outcome.Dead():
+                return None

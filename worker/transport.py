@@ -1,0 +1,314 @@
+"""Carry messages between Celery and Redis so that none is lost: kombu's Redis transport with a fetch of its own.
+
+kombu pops a message with BRPOP and records it as unacknowledged in a later round trip; a worker killed in between
+loses the job (kombu #305, #1836, celery #4354). Here one script pops and records. While there is nothing to fetch the
+channel blocks on a "bell" list that accept rings, never on a list of jobs.
+
+Private parts of kombu 5.7 relied on: ``_brpop_start``, ``_brpop_read``, ``_poll_error``, ``_in_poll``,
+``_brpop_sent_at``, ``_queue_cycle``, ``_flush_brpop_reauth``, ``_get_pool``, ``_put``, ``_purge``, ``_delete``,
+``_expires``, and ``QoS._delivered``. Everything else (connections, TLS, Sentinel, fanout, remote control, events,
+polling paused while prefetch is full, half-open connections found by the health check) is kombu's.
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from queue import Empty
+from time import monotonic
+from typing import Any
+
+from kombu.message import Message
+from kombu.transport import redis as kombu_redis
+from kombu.transport import virtual
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import dumps, loads
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, ResponseError
+
+from worker import lease, message, scripts
+from worker.broker import Broker, Delivery, Fetched, Submission, client_of, fetch_args, parse_fetched
+from worker.errors import QueueFull
+from worker.policy import load as load_policy
+
+#: An idle channel looks again after this long even if no bell rang: plain Celery producers do not ring.
+NAP_S = 1.0
+#: The most jobs that one fetch hands out.
+HANDFUL = 64
+
+
+class QoS(kombu_redis.QoS):  # type: ignore[misc]
+    """What a channel has handed out and not settled. Redis has it already: the fetch script recorded it."""
+
+    def append(self, message: Message, delivery_tag: str) -> None:
+        virtual.QoS.append(self, message, delivery_tag)
+
+    def settle(self, delivery_tag: str, settle: lease.Settle) -> None:
+        """Settle a delivery with one of the broker's steps, then make room for the next. Any thread may call it."""
+        self.channel.lease.settle(Delivery.of_tag(delivery_tag), settle)
+        virtual.QoS.ack(self, delivery_tag)
+
+    def ack(self, delivery_tag: str) -> None:
+        self.settle(delivery_tag, Broker.done)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        if requeue:
+            self.settle(delivery_tag, Broker.release)
+        else:
+            self.settle(delivery_tag, lambda broker, delivery: broker.bury(delivery, "rejected", "rejected by worker"))
+
+    def restore_unacked(self, client: object = None) -> list[object]:
+        """Give back what has not started. kombu gives back everything when a connection closes, running jobs too."""
+        self._flush()
+        for tag in list(self._delivered):
+            self.channel.lease.settle(
+                Delivery.of_tag(tag), lambda broker, delivery: broker.release(delivery, unless_started=True)
+            )
+        self._delivered.clear()
+        return []
+
+    def restore_visible(self, *args: object, **kwargs: object) -> None:
+        """Do nothing: the lease's thread sweeps, on a timer, idle or not."""
+
+
+class Channel(kombu_redis.Channel):  # type: ignore[misc]
+    """A kombu channel whose fetch is one script."""
+
+    QoS = QoS
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._plain_queues: set[str] = set()  # consumed without acknowledgement: replies to remote control
+        self._idle = False
+        self._nap_s = NAP_S
+        self._awaiting = "EVALSHA"
+        super().__init__(*args, **kwargs)
+        self.lease = lease.of_process(self.connection.client.as_uri(include_password=True), self._make_broker)
+
+    @property
+    def broker(self) -> Broker:
+        """The records of jobs behind this channel."""
+        return self.lease.broker
+
+    def _make_broker(self) -> Broker:
+        return Broker(client_of(self), self.global_keyprefix)
+
+    # Publishing: Celery's own producers (retries, chains, plain apply_async with this transport).
+
+    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        """Accept a task message; pass any other message on as kombu does, and ring."""
+        if queue in self._expires or "id" not in message.get("headers", {}):
+            super()._put(queue, message, **kwargs)
+            self._ring(queue)
+            return
+        kwargs.pop("_publish_batch", None)  # accept at once: an id makes a repeat harmless, and refusals are heard
+        reply = self.broker.run("accept", *self._submission(queue, message).args())
+        if bytes_to_str(reply[0]) == "full":
+            raise QueueFull("queue", queue, f"holds {reply[1]} jobs, which is its max_length; try again later")
+
+    def _submission(self, queue: str, payload: dict[str, Any]) -> Submission:
+        headers = payload["headers"]
+        due = _epoch(headers.get("eta"))
+        known = load_policy().queues.get(queue)
+        return Submission(
+            id=str(headers["id"]),
+            queue=queue,
+            step=self.priority(self._get_message_priority(payload, reverse=False)),
+            task=str(headers.get("task", "")),
+            message=dumps({**payload, "headers": {**headers, "eta": None}}),
+            due="" if due is None else f"{due:.6f}",
+            max_length=known.max_length if known else 0,
+            follows=True,
+        )
+
+    def _ring(self, queue: str) -> None:
+        bell = self.broker.keys.bell(queue)
+        pipeline = self.broker.redis.pipeline(transaction=False)
+        pipeline.lpush(bell, "1").ltrim(bell, 0, 63).execute()
+
+    # Fetching on the event loop: send one command, read its reply when the socket is readable.
+
+    def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
+        if no_ack:
+            self._plain_queues.add(queue)
+        return super().basic_consume(queue, no_ack, *args, **kwargs)
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        if not queues:
+            return
+        connection = self.client.connection
+        self._in_poll = connection
+        self._brpop_sent_at = monotonic()
+        if self._idle:
+            self._awaiting = "BRPOP"
+            bells = [self.broker.keys.bell(queue) for queue in queues]
+            connection.send_command("BRPOP", *bells, self._nap_s)
+        else:
+            self._awaiting = "EVALSHA"
+            args = self._fetch_args(queues, self._room())
+            connection.send_command("EVALSHA", self.broker.scripts["fetch"].sha, 0, self.broker.keys.prefix, *args)
+
+    def _brpop_read(self, **options: Any) -> bool:
+        try:
+            fetched = self._read_reply(**options)
+            if not fetched:
+                raise Empty
+            self._queue_cycle.rotate(fetched[-1].queue)
+            self._hand_over(fetched)
+            return True
+        finally:
+            self._in_poll = None
+            self._flush_brpop_reauth()
+
+    def _read_reply(self, **options: Any) -> list[Fetched]:
+        """Read the reply that is due: none after a bell or a nap, and the next command is a fetch then."""
+        try:
+            reply = self.client.parse_response(self.client.connection, self._awaiting, **options)
+        except NoScriptError:
+            self.broker.redis.script_load(scripts.source("fetch"))
+            return []
+        except self.connection_errors:
+            self.client.connection.disconnect()
+            raise
+        except ResponseError as error:  # read-only, still loading: come back over a new connection, with backoff
+            self.client.connection.disconnect()
+            raise RedisConnectionError(str(error)) from error
+        if self._awaiting == "BRPOP":
+            self._idle = False
+            return []
+        nap_s, fetched = parse_fetched(reply)
+        self._idle = not fetched
+        self._nap_s = NAP_S if nap_s is None else min(NAP_S, max(0.001, nap_s))
+        return fetched
+
+    def _poll_error(self, type: str, **options: Any) -> None:
+        if type == "LISTEN":
+            super()._poll_error(type, **options)
+        else:
+            self.client.parse_response(self.client.connection, self._awaiting)
+
+    def _room(self) -> int:
+        free = self.qos.can_consume_max_estimate()
+        return HANDFUL if free is None else max(1, min(HANDFUL, free))
+
+    def _fetch_args(self, queues: list[str], most: int, plain: bool | None = None) -> list[str | int | float]:
+        pairs = [(queue, queue in self._plain_queues if plain is None else plain) for queue in queues]
+        leased = [queue for queue, is_plain in pairs if not is_plain]
+        if leased:
+            self.lease.keep(leased)
+        return fetch_args(self.lease.owner, self.lease.duration_s, pairs, most)
+
+    # Handing over: from a fetched message to the consumer's callback.
+
+    def _hand_over(self, fetched: list[Fetched]) -> None:
+        """Deliver fetched messages in order; what could not be delivered goes back."""
+        undelivered = list(fetched)
+        try:
+            while undelivered:
+                payload = self._payload(undelivered.pop(0))
+                if payload is not None:
+                    self.connection._deliver(*payload)
+        finally:
+            self._give_back(undelivered)
+
+    def _give_back(self, fetched: list[Fetched]) -> None:
+        for each in fetched:
+            if each.delivery.number:
+                self.lease.settle(each.delivery, Broker.release)
+
+    def _payload(self, fetched: Fetched) -> tuple[dict[str, Any], str] | None:
+        """Return a message as kombu wants it and its queue, or None when it is not to be delivered."""
+        if not fetched.delivery.number:
+            return loads(fetched.message), fetched.queue
+        try:
+            payload = message.read(fetched.message)
+            due = _epoch(payload["headers"].get("eta"))
+        except ValueError as error:
+            fault = str(error)
+            self.lease.settle(fetched.delivery, lambda broker, delivery: broker.bury(delivery, "malformed", fault))
+            return None
+        if due is not None:  # from a plain producer: a delay waits in Redis, in no worker's memory
+            later, moment = message.next_run(payload, spent=0), f"{due:.6f}"
+            self.lease.settle(
+                fetched.delivery, lambda broker, delivery: broker.reschedule(delivery, later, moment, 0, "")
+            )
+            return None
+        payload["properties"]["delivery_tag"] = fetched.delivery.tag
+        if fetched.delivery.number > 1:
+            payload["properties"]["delivery_info"]["redelivered"] = True
+            payload["headers"]["redelivered"] = True
+        if fetched.verdict:
+            payload["headers"]["forebay_verdict"] = fetched.verdict
+        return payload, fetched.queue
+
+    def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Message | None:
+        """Fetch one message in the caller (SimpleQueue), leased like any other unless ``no_ack``."""
+        reply = self.broker.run("fetch", *self._fetch_args([queue], 1, plain=no_ack))
+        for fetched in parse_fetched(reply)[1]:
+            payload = self._payload(fetched)
+            if payload is not None:
+                received = self.Message(payload[0], channel=self)
+                if not no_ack:
+                    self.qos.append(received, received.delivery_tag)
+                return received
+        return None
+
+    # Ending.
+
+    def close(self) -> None:
+        """Close the channel. A fetch under way is read and given back; a wait for the bell is broken off."""
+        if self._in_poll and self.__dict__.get("client") is not None:
+            if self._awaiting == "EVALSHA":
+                try:
+                    self._give_back(self._read_reply())
+                except self.connection_errors:
+                    pass  # what it fetched is held by this process and comes back with its lease
+                self._in_poll = None
+            elif self.client.connection is not None:
+                self.client.connection.disconnect()
+                self._in_poll = None
+        super().close()
+
+    def _purge(self, queue: str) -> int:
+        """Cancel every waiting job of a queue, one by one: each keeps a record that says so."""
+        purged = 0
+        drop: Callable[[Broker, Delivery], str] = lambda broker, delivery: broker.drop(delivery, "cancelled")  # noqa: E731
+        while True:
+            reply = self.broker.run("fetch", *self._fetch_args([queue], HANDFUL, plain=False))
+            fetched = parse_fetched(reply)[1]
+            if not fetched:
+                return purged
+            for each in fetched:
+                self.lease.settle(each.delivery, drop)
+            purged += len(fetched)
+
+    def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
+        if queue not in self.auto_delete_queues and queue not in self._expires:
+            self._purge(queue)
+        super()._delete(queue, *args, **kwargs)
+
+
+class Transport(kombu_redis.Transport):  # type: ignore[misc]
+    """Redis, Valkey or anything that speaks their protocol and runs their scripts."""
+
+    Channel = Channel
+    implements = kombu_redis.Transport.implements.extend(batch_publish=False)
+
+
+class SentinelChannel(Channel, kombu_redis.SentinelChannel):  # type: ignore[misc]
+    """The same behind Redis Sentinel."""
+
+
+class SentinelTransport(kombu_redis.SentinelTransport):  # type: ignore[misc]
+    """Redis Sentinel: ``sentinel://`` URLs."""
+
+    Channel = SentinelChannel
+    implements = kombu_redis.SentinelTransport.implements.extend(batch_publish=False)
+
+
+def _epoch(eta: Any) -> float | None:
+    """Return an eta header as seconds since the epoch, None when there is none. Raises `ValueError`."""
+    if not eta:
+        return None
+    if not isinstance(eta, str):
+        raise ValueError(f"eta: {eta!r} is not an ISO 8601 time")
+    when = datetime.fromisoformat(eta)
+    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()

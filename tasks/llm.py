@@ -25,6 +25,7 @@ OPENAI = "https://api.openai.com/v1"
 DEFAULT_MODELS = {
     "api.openai.com": ("gpt-4o-mini", "text-embedding-3-small"),
     "openrouter.ai": ("openai/gpt-4o-mini", "openai/text-embedding-3-small"),
+    "127.0.0.1": ("smollm2-135m-instruct", "all-minilm-l6-v2"),  # the provider that `forebay up` starts
 }
 
 Message = dict[str, Any]

@@ -1,30 +1,27 @@
 """Change and read job records: the one place that calls the scripts, for producers, workers and commands alike."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import redis
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
-
 from worker import scripts
 from worker.errors import BrokerUnavailable, QueueFull
 from worker.keys import Keys
 from worker.policy import load as load_policy
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # redis takes a quarter of a second to import: producers load it with their first job
+    import redis
+
     from worker.transport import Channel
 
 #: A settle or an accept that waits longer than this for Redis is given up and repeated; both may be repeated.
 SOCKET_TIMEOUT_S = 5.0
 PIPELINE_JOBS = 500
 PIPELINE_BYTES = 4 * 1024 * 1024
-
-BROKEN = (RedisConnectionError, RedisTimeoutError)
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ class Broker:
     the job's id, a settle carries its delivery's number.
     """
 
-    def __init__(self, client: "redis.Redis", prefix: str = "") -> None:
+    def __init__(self, client: redis.Redis, prefix: str = "") -> None:
         self.redis = client
         self.keys = Keys(prefix)
         self.scripts = scripts.load(client)
@@ -128,13 +125,16 @@ class Broker:
         return accepted
 
     def _accept_chunk(self, chunk: Sequence[Submission]) -> list[Any]:
+        from redis.exceptions import ConnectionError as NotConnected
+        from redis.exceptions import ResponseError, TimeoutError
+
         for attempt in (1, 2):
             try:
                 pipeline = self.redis.pipeline(transaction=False)
                 for submission in chunk:
                     self.scripts["accept"](args=[self.keys.prefix, *submission.args()], client=pipeline)
                 return pipeline.execute(raise_on_error=False)
-            except BROKEN as error:
+            except (NotConnected, TimeoutError) as error:
                 if attempt == 2:
                     raise BrokerUnavailable(_unreachable(self.redis, error)) from error
                 time.sleep(0.1)
@@ -221,8 +221,10 @@ def connect(url: str | None = None) -> Broker:
     return channel.broker
 
 
-def client_of(channel: "Channel") -> "redis.Redis":
+def client_of(channel: "Channel") -> redis.Redis:
     """Return a client with a pool of its own, connected as the channel is, that outlives the channel."""
+    import redis
+
     pool = channel._get_pool()
     pool.connection_kwargs["socket_timeout"] = SOCKET_TIMEOUT_S
     pool.max_connections = 2**16  # one a thread; the pool opens what is needed and no more
@@ -245,7 +247,9 @@ def parse_fetched(reply: list[Any]) -> tuple[float | None, list[Fetched]]:
 
 
 def _accepted_id(submission: Submission, reply: Any) -> str:
-    if isinstance(reply, OutOfMemoryError | ResponseError):
+    from redis.exceptions import ResponseError
+
+    if isinstance(reply, ResponseError):
         raise BrokerUnavailable(_refusing(reply)) from reply
     if isinstance(reply, Exception):
         raise reply
@@ -273,7 +277,7 @@ def _text(value: Any) -> str:
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
 
 
-def _unreachable(client: "redis.Redis", error: Exception) -> str:
+def _unreachable(client: redis.Redis, error: Exception) -> str:
     where = client.connection_pool.connection_kwargs
     return _unreachable_at(f"{where.get('host', where.get('path'))}:{where.get('port', '')}", error)
 

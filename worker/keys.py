@@ -15,7 +15,7 @@ STEMS = {
     "once": ("forebay:once:", "string: idempotency key -> job id; a set time"),
     "delayed": ("forebay:delayed:", "sorted set: job id by due time; permanent, empty when nothing waits"),
     "leased": ("forebay:leased:", "sorted set: job id by time of fetch; permanent, empty when nothing runs"),
-    "bell": ("forebay:bell:", "list of at most 64: rung by accept, awaited by idle workers; gone when heard"),
+    "bell": ("forebay:bell:", "list of at most 64: rung by accept, awaited by idle workers; a minute"),
     "stats": ("forebay:stats:", "hash: cumulative counters of a queue; permanent"),
     "held": ("forebay:held:", "set: the job ids that one owner holds; gone when it holds none"),
     "owner": ("forebay:owner:", "hash: who an owner is (node, pid, queues); outlives its last renewal by an hour"),
@@ -25,7 +25,7 @@ STEMS = {
 }
 
 #: Prefixes of keys that may stand without a lifetime.
-PERMANENT = ("forebay:delayed:", "forebay:leased:", "forebay:stats:", "forebay:owners", "forebay:dead", "forebay:serial")
+PERMANENT = tuple(STEMS[stem][0] for stem in ("delayed", "leased", "stats", "held", "owners", "dead", "serial"))
 
 
 @dataclass(frozen=True)

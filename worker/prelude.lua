@@ -24,6 +24,7 @@ end
 local function ring(queue)
   redis.call('LPUSH', key.bell(queue), '1')
   redis.call('LTRIM', key.bell(queue), 0, 63)
+  redis.call('EXPIRE', key.bell(queue), 60)
 end
 
 local ENDED = { succeeded = true, dead = true, cancelled = true, expired = true }

@@ -1,13 +1,17 @@
 """Load the Lua scripts that change a job's record: each file is one step of a job's life."""
 
+from __future__ import annotations
+
 from functools import cache
 from pathlib import Path
-
-import redis
-from redis.commands.core import Script
+from typing import TYPE_CHECKING
 
 from worker import keys
 from worker.priority import FETCH_ORDER, STEPS
+
+if TYPE_CHECKING:
+    import redis
+    from redis.commands.core import Script
 
 FOLDER = Path(__file__).parent
 

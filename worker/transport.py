@@ -121,7 +121,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     def _ring(self, queue: str) -> None:
         bell = self.broker.keys.bell(queue)
         pipeline = self.broker.redis.pipeline(transaction=False)
-        pipeline.lpush(bell, "1").ltrim(bell, 0, 63).execute()
+        pipeline.lpush(bell, "1").ltrim(bell, 0, 63).expire(bell, 60).execute()
 
     # Fetching on the event loop: send one command, read its reply when the socket is readable.
 

@@ -1,0 +1,1 @@
+"""Keeps what jobs produce in PostgreSQL: models, engine and pool, bulk operations, queries, migrations."""

@@ -1,0 +1,185 @@
+"""The one engine of this process, its pool, and transactions on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import sqlalchemy
+from sqlalchemy import URL, Engine
+from sqlalchemy.orm import Session
+
+from db.errors import SettingError
+
+_SCHEMES = {"postgresql", "postgresql+psycopg2"}
+_MAX_INT32 = 2**31 - 1
+Value = TypeVar("Value")
+Number = TypeVar("Number", int, float)
+# By process id: a forked child finds none of its own, and must never use or close its parent's connections.
+_engines: dict[int, Engine] = {}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to reach the database, from the environment."""
+
+    url: URL
+    pool_size: int
+    pool_overflow: int
+    pool_recycle_s: int
+    pool_timeout_s: float
+    pool_pre_ping: bool
+    pool_lifo: bool
+    connect_timeout_s: int
+    statement_timeout_s: float
+    keepalives_idle_s: int
+    keepalives_interval_s: int
+    keepalives_count: int
+
+
+def settings(environment: Mapping[str, str] = os.environ) -> Settings:
+    """Read the settings from the environment.
+
+    Raises SettingError that names every faulty variable, its value and what is allowed.
+    """
+    faults: list[str] = []
+
+    def read(name: str, default: Value, parse: Callable[[str], Value], allowed: str) -> Value:
+        given = environment.get(name, "").strip()
+        if not given:
+            return default
+        try:
+            return parse(given)
+        except ValueError:
+            faults.append(f"{name}={given!r}: {allowed}")
+            return default
+
+    def whole(name: str, default: int, least: int) -> int:
+        allowed = f"a whole number from {least}"
+        return read(name, default, lambda given: _within(int(given), least), allowed)
+
+    def seconds(name: str, default: float, least: float) -> float:
+        allowed = f"a number of seconds from {least:g}"
+        return read(name, default, lambda given: _within(float(given), least), allowed)
+
+    def switch(name: str) -> bool:
+        return read(name, True, _truth, "true or false")
+
+    url: URL | None = None
+    try:
+        url = _url(environment.get("DATABASE_URL", ""))
+    except SettingError as error:
+        faults.append(str(error))
+    found = Settings(
+        url=url or URL.create("postgresql+psycopg2"),
+        pool_size=whole("DATABASE_POOL_SIZE", 10, 1),
+        pool_overflow=whole("DATABASE_POOL_OVERFLOW", 20, 0),
+        pool_recycle_s=whole("DATABASE_POOL_RECYCLE_S", 3600, 1),
+        pool_timeout_s=seconds("DATABASE_POOL_TIMEOUT_S", 30.0, 0.0),
+        pool_pre_ping=switch("DATABASE_POOL_PRE_PING"),
+        pool_lifo=switch("DATABASE_POOL_LIFO"),
+        connect_timeout_s=whole("DATABASE_CONNECT_TIMEOUT_S", 10, 1),
+        statement_timeout_s=seconds("DATABASE_STATEMENT_TIMEOUT_S", 30.0, 0.0),
+        keepalives_idle_s=whole("DATABASE_KEEPALIVES_IDLE_S", 30, 1),
+        keepalives_interval_s=whole("DATABASE_KEEPALIVES_INTERVAL_S", 10, 1),
+        keepalives_count=whole("DATABASE_KEEPALIVES_COUNT", 5, 1),
+    )
+    if faults:
+        raise SettingError("; ".join(faults))
+    return found
+
+
+def connect_arguments(given: Settings) -> dict[str, str | int]:
+    """Return libpq's connection parameters; those that the URL itself names stay as they are there."""
+    wanted: dict[str, str | int] = {
+        "application_name": "forebay",
+        "connect_timeout": given.connect_timeout_s,
+        "keepalives": 1,
+        "keepalives_idle": given.keepalives_idle_s,
+        "keepalives_interval": given.keepalives_interval_s,
+        "keepalives_count": given.keepalives_count,
+    }
+    in_url = given.url.query
+    arguments = {name: value for name, value in wanted.items() if name not in in_url}
+    # Options of the URL come last, because the server lets the last one win. Zero means no limit.
+    own = f"-c statement_timeout={round(given.statement_timeout_s * 1000)}"
+    options = in_url.get("options", "")
+    arguments["options"] = " ".join([own, *([options] if isinstance(options, str) else options)]).strip()
+    return arguments
+
+
+def engine() -> Engine:
+    """Return this process's engine; the first call in a process, forked or not, makes it.
+
+    No connection is opened before the first statement. Raises SettingError.
+    """
+    process = os.getpid()
+    found = _engines.get(process)
+    if found is None:
+        for parent in set(_engines) - {process}:
+            inherited = _engines.pop(parent, None)
+            if inherited is not None:
+                inherited.dispose(close=False)
+        # Threads may race to this line: the loser's engine has no connection yet and is dropped.
+        found = _engines.setdefault(process, _make(settings()))
+    return found
+
+
+def close() -> None:
+    """Close the idle connections of this process; the next call of `engine` reads the environment again."""
+    found = _engines.pop(os.getpid(), None)
+    if found is not None:
+        found.dispose()
+
+
+@contextmanager
+def transaction() -> Iterator[Session]:
+    """Give a session in one transaction: committed at the end of the block, rolled back by an error."""
+    with Session(engine(), expire_on_commit=False) as session, session.begin():
+        yield session
+
+
+def _make(given: Settings) -> Engine:
+    return sqlalchemy.create_engine(
+        given.url,
+        pool_size=given.pool_size,
+        max_overflow=given.pool_overflow,
+        pool_recycle=given.pool_recycle_s,
+        pool_timeout=given.pool_timeout_s,
+        pool_pre_ping=given.pool_pre_ping,
+        pool_use_lifo=given.pool_lifo,
+        connect_args=connect_arguments(given),
+        hide_parameters=True,  # else prompts and rows would be in every error's text, and so in logs
+    )
+
+
+def _url(given: str) -> URL:
+    """Parse DATABASE_URL. No message repeats it: it holds a password."""
+    remedy = "set it to postgresql://user:password@host:port/database"
+    if not given.strip():
+        raise SettingError(f"DATABASE_URL is not set: {remedy}")
+    try:
+        url = sqlalchemy.make_url(given.strip())
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        raise SettingError(f"DATABASE_URL is not a URL: {remedy}") from None
+    if url.drivername not in _SCHEMES:
+        schemes = " or ".join(sorted(_SCHEMES))
+        raise SettingError(f"DATABASE_URL starts with {url.drivername!r}, allowed is {schemes}: {remedy}")
+    return url.set(drivername="postgresql+psycopg2")
+
+
+def _within(number: Number, least: Number) -> Number:
+    if not least <= number <= _MAX_INT32:
+        raise ValueError(number)
+    return number
+
+
+def _truth(given: str) -> bool:
+    try:
+        return {"true": True, "1": True, "yes": True, "on": True,
+                "false": False, "0": False, "no": False, "off": False}[given.lower()]
+    except KeyError:
+        raise ValueError(given) from None

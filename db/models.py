@@ -1,0 +1,116 @@
+"""The tables, as SQLAlchemy models."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pgvector.sqlalchemy import Vector
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Computed,
+    DateTime,
+    Double,
+    ForeignKey,
+    Identity,
+    Index,
+    MetaData,
+    Text,
+    UniqueConstraint,
+    func,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    """The root of all models: str is text, datetime knows its zone, every constraint has a name."""
+
+    metadata = MetaData(
+        naming_convention={
+            "pk": "pk_%(table_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        }
+    )
+    type_annotation_map = {str: Text, datetime: DateTime(timezone=True), dict[str, Any]: JSONB}
+
+
+class Conversation(Base):
+    """A thread of messages; `language` is the one that its user prefers."""
+
+    __tablename__ = "conversations"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    user_id: Mapped[str | None]
+    tenant: Mapped[str | None]
+    language: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Message(Base):
+    """One message. A job writes at most one of each role, so that its second run adds nothing."""
+
+    __tablename__ = "messages"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    conversation_id: Mapped[str] = mapped_column(ForeignKey("conversations.id", ondelete="CASCADE"))
+    role: Mapped[str]
+    content: Mapped[str]
+    job_id: Mapped[str | None]
+    model: Mapped[str | None]
+    prompt_tokens: Mapped[int | None]
+    completion_tokens: Mapped[int | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (
+        CheckConstraint("role IN ('system', 'user', 'assistant', 'tool')", name="role"),
+        UniqueConstraint("job_id", "role"),
+    )
+
+
+# A conversation's latest messages, and any page before them, come straight off this index.
+Index("ix_messages_history", Message.conversation_id, Message.created_at.desc(), Message.id.desc())
+
+
+class Document(Base):
+    """A text with its vector, whose length depends on the model that made it."""
+
+    __tablename__ = "documents"
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    content: Mapped[str]
+    embedding: Mapped[list[float]] = mapped_column(Vector())
+    model: Mapped[str]
+    dimensions: Mapped[int] = mapped_column(Computed("vector_dims(embedding)", persisted=True))
+    job_id: Mapped[str | None]
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Receipt(Base):
+    """What a job did to the database, committed together with it."""
+
+    __tablename__ = "receipts"
+
+    job_id: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    result: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class UnicodeCharacter(Base):
+    """A named character; `character` is null where PostgreSQL cannot store it (surrogates, U+0000)."""
+
+    __tablename__ = "unicode_characters"
+
+    codepoint: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    character: Mapped[str | None]
+    name: Mapped[str]
+    category: Mapped[str | None]
+    bidirectional: Mapped[str | None]
+    combining: Mapped[int | None]
+    mirrored: Mapped[bool | None]
+    numeric: Mapped[float | None] = mapped_column(Double)

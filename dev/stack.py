@@ -1,0 +1,287 @@
+"""The whole stack on one machine: what the environment does not name is started in order, and stopped in reverse."""
+
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from dev import addresses, leftovers, ports, postgres, procfile, provider, state, valkey
+from dev.addresses import FLOWER, NAMED_BY, PORT_VARIABLES, SERVERS, without_services
+from dev.errors import StackError
+from dev.processes import RUNNER, Command, Log, Process, Runner
+
+__all__ = [
+    "Stack",
+    "StackError",
+    "Started",
+    "from_environment",
+    "run",
+    "running_environment",
+    "servers",
+    "started",
+    "temporary_home",
+    "without_services",
+]
+
+PROCESSES_STOP_WITHIN_S = 45.0
+SERVERS_STOP_WITHIN_S = 15.0
+
+Migrate = Callable[[Mapping[str, str]], None]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Where a stack keeps its data, and what the environment says about it."""
+
+    root: Path
+    home: Path
+    environ: Mapping[str, str]
+    durable: bool = True  # False: nothing is synced to disk, for tests
+    only: frozenset[str] = frozenset(SERVERS)  # the servers that may be started
+
+    @property
+    def embedded(self) -> tuple[str, ...]:
+        """Return the names of the servers to start here, in their order."""
+        return tuple(name for name in SERVERS if name in self.only and not self.environ.get(NAMED_BY[name]))
+
+
+@dataclass(frozen=True)
+class Started:
+    """A stack that runs: its addresses for clients, and a handle to each process."""
+
+    environment: dict[str, str]  # everything that a process of ours needs, PATH and PYTHONPATH included
+    addresses: dict[str, str]  # the service variables and FLOWER_PORT alone
+    processes: dict[str, Process] = field(default_factory=dict)
+
+    @property
+    def flower_url(self) -> str:
+        """Return the address of Flower's pages."""
+        return f"http://{ports.LOOPBACK}:{self.addresses['FLOWER_PORT']}"
+
+
+def from_environment(
+    root: Path,
+    environ: Mapping[str, str] | None = None,
+    *,
+    home: Path | None = None,
+    durable: bool = True,
+    only: Collection[str] = SERVERS,
+) -> Stack:
+    """Return the stack of a checkout; data goes to `home`, else FOREBAY_HOME, else `.forebay/` in the checkout."""
+    environ = dict(os.environ if environ is None else environ)
+    chosen = home or Path(environ.get("FOREBAY_HOME") or root / ".forebay")
+    return Stack(root.resolve(), chosen.absolute(), environ, durable, frozenset(only))
+
+
+@contextlib.contextmanager
+def temporary_home() -> Iterator[Path]:
+    """Give a directory for a stack's data, and remove it with all that was kept for it elsewhere."""
+    home = Path(tempfile.mkdtemp(prefix="forebay-"))
+    home.chmod(0o711)  # PostgreSQL may run as another user, who has to pass through
+    try:
+        yield home
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+        shutil.rmtree(postgres.outside_place(home), ignore_errors=True)
+
+
+@contextlib.contextmanager
+def started(
+    stack: Stack,
+    *,
+    processes: bool | Collection[str] = False,
+    migrate: Migrate | None = None,
+    restart: bool = True,
+    log: Log | None = None,
+    stop_within_s: float = PROCESSES_STOP_WITHIN_S,
+) -> Iterator[Started]:
+    """Start the servers, call `migrate`, start the Procfile's processes (all, or those named), stop all at exit.
+
+    Without a log each process's output goes to a file in `home/log`. Raises StackError.
+    """
+    with state.held(stack.home), _log_or_files(stack, log) as sink:
+        runner = _Session(stack, sink, restart=restart)
+        ended = threading.Event()
+        watcher = threading.Thread(target=runner.watch, args=(ended,), name="process watcher", daemon=True)
+        try:
+            running = runner.start(processes, migrate)
+            watcher.start()
+            yield running
+        finally:
+            # The watcher thread has to outlive what it restarted: the kernel ends children with their thread.
+            runner.stop(stop_within_s)
+            ended.set()
+            if watcher.is_alive():
+                watcher.join()
+
+
+@contextlib.contextmanager
+def servers(stack: Stack, *, log: Log | None = None) -> Iterator[Started]:
+    """Start the servers alone; see `started`."""
+    with started(stack, log=log) as running:
+        yield running
+
+
+def run(stack: Stack, *, log: Log, migrate: Migrate | None = None, processes: bool | Collection[str] = True) -> None:
+    """Run the stack in the foreground until SIGINT, SIGTERM or SIGHUP; a second one ends everything at once.
+
+    To be called in the main thread. Raises StackError.
+    """
+    with state.held(stack.home):
+        runner = _Session(stack, log, restart=True)
+        asked_to_stop = threading.Event()
+
+        def on_signal(_number: int, _frame: FrameType | None) -> None:
+            if asked_to_stop.is_set():
+                runner.processes.stop_now.set()
+            asked_to_stop.set()
+
+        handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.signal(number, on_signal) for number in handled}
+        try:
+            running = runner.start(processes, migrate, asked_to_stop.is_set)
+            for line in _summary(running, stack):
+                log(RUNNER, line)
+            runner.watch(asked_to_stop)
+        except InterruptedError:
+            log(RUNNER, "stopped while it started")
+        finally:
+            runner.stop(PROCESSES_STOP_WITHIN_S)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def running_environment(root: Path, environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the service variables of the stack that runs in this checkout, {} when none does."""
+    found = state.read(from_environment(root, environ).home)
+    return found.addresses if found and found.is_alive else {}
+
+
+class _Session:
+    """One run of a stack: what was started, in which order it stops, and the note that tells others about it."""
+
+    def __init__(self, stack: Stack, log: Log, *, restart: bool) -> None:
+        self.processes = Runner(log, restart=restart, changed=self._note_state)
+        self._stack = stack
+        self._log = log
+        self._addresses: dict[str, str] = {}
+        self._servers: list[str] = []
+
+    def start(
+        self,
+        processes: bool | Collection[str],
+        migrate: Migrate | None,
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> Started:
+        stack = self._stack
+        self._end_leftovers()
+        entries = _selected(stack.root, processes)
+        wanted = {name: PORT_VARIABLES[name] for name in (*stack.embedded, FLOWER)}
+        chosen = ports.choose(wanted, stack.environ, stack.home / "ports.json")
+        self._addresses = addresses.of_services(stack.environ, chosen)
+        environment = {
+            **stack.environ,
+            **self._addresses,
+            **addresses.for_python(stack.root, stack.environ),
+            "FOREBAY_HOME": str(stack.home),
+        }
+        handles: dict[str, Process] = {}
+        for name in stack.embedded:
+            command = self._server(name, chosen[name], environment)
+            self._servers.append(name)
+            handles[name] = self.processes.start(command, interrupted)
+            self._log(RUNNER, f"{name} is ready on port {chosen[name]}")
+        if interrupted():
+            raise InterruptedError
+        if migrate is not None:
+            migrate(environment)
+        for entry in entries:
+            if interrupted():
+                raise InterruptedError
+            command = Command(entry.name, entry.argv, environment, stack.root)
+            handles[entry.name] = self.processes.start(command, interrupted)
+        return Started(environment, self._addresses, handles)
+
+    def watch(self, until: threading.Event) -> None:
+        self.processes.watch(until)
+
+    def stop(self, processes_within_s: float) -> None:
+        """Stop the processes together while their servers still answer, then the servers in reverse order."""
+        workers = [name for name in self.processes.processes if name not in self._servers]
+        if workers:
+            self._log(
+                RUNNER,
+                f"stopping {', '.join(workers)} (at most {processes_within_s:g} s; again to end at once)",
+            )
+        for name in self.processes.stop(workers, processes_within_s):
+            self._log(RUNNER, f"{name} did not stop in time and was killed")
+        for server in reversed(self._servers):
+            for name in self.processes.stop([server], SERVERS_STOP_WITHIN_S):
+                self._log(RUNNER, f"{name} did not stop in time and was killed")
+        if self._servers or workers:
+            self._log(RUNNER, "all stopped")
+        state.remove(self._stack.home)
+
+    def _server(self, name: str, port: int, environment: Mapping[str, str]) -> Command:
+        stack = self._stack
+        if name == valkey.NAME:
+            return valkey.command(stack.home / valkey.NAME, port, durable=stack.durable)
+        if name == postgres.NAME:
+            return postgres.command(stack.home, port, durable=stack.durable, say=lambda line: self._log(RUNNER, line))
+        return provider.command(stack.root, port, environment)
+
+    def _end_leftovers(self) -> None:
+        known = state.read(self._stack.home)
+        for name in leftovers.end(known.processes if known else ()):
+            self._log(RUNNER, f"ended {name}, left over from a runner that was killed")
+
+    def _note_state(self) -> None:
+        running = {
+            process.name: (process.pid, int(process.command.stop_signal))
+            for process in self.processes.processes.values()
+        }
+        state.write(self._stack.home, addresses.without_secrets(self._addresses), running)
+
+
+def _selected(root: Path, processes: bool | Collection[str]) -> list[procfile.Entry]:
+    if processes is False:
+        return []
+    entries = procfile.read(root / "Procfile")
+    if processes is True:
+        return list(entries)
+    known = [entry.name for entry in entries]
+    if unknown := sorted(set(processes) - set(known)):
+        raise StackError(f"no process named {', '.join(unknown)} in the Procfile; it has {', '.join(known)}")
+    return [entry for entry in entries if entry.name in processes]
+
+
+def _summary(running: Started, stack: Stack) -> Iterator[str]:
+    if stack.environ.get("OPENAI_API_KEY") and provider.NAME in stack.embedded:
+        yield "OPENAI_API_KEY is set without OPENAI_BASE_URL: the local provider answers, nothing leaves this machine"
+    elsewhere = [NAMED_BY[name] for name in SERVERS if name not in stack.embedded]
+    if elsewhere:
+        yield f"named by the environment, not started here: {', '.join(elsewhere)}"
+    if FLOWER in running.processes:
+        yield f"Flower: {running.flower_url}"
+    yield "everything runs; Ctrl-C stops it"
+
+
+@contextlib.contextmanager
+def _log_or_files(stack: Stack, log: Log | None) -> Iterator[Log]:
+    if log is not None:
+        yield log
+        return
+    directory = stack.home / "log"
+    directory.mkdir(exist_ok=True)
+
+    def write(name: str, line: str) -> None:
+        with (directory / f"{name}.log").open("a", encoding="utf-8") as out:
+            out.write(line + "\n")
+
+    yield write

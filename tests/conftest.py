@@ -1,0 +1,75 @@
+"""What the tests stand on: real servers on free ports, started once, and real worker processes."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from dev import addresses, stack
+from tests.workers import Workers
+from worker import broker as brokers
+from worker.broker import Broker
+from worker.keys import PERMANENT
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def machine() -> Iterator[stack.Started]:
+    """Run Valkey, PostgreSQL and the local model provider, and point this process's environment at them."""
+    from db import migration
+
+    def migrate(environment: Mapping[str, str]) -> None:
+        os.environ.update({name: environment[name] for name in addresses.SERVICE_VARIABLES})
+        os.environ.update(FOREBAY_LEASE_DURATION_S="2", FOREBAY_LEASE_RENEW_EVERY_S="0.5")
+        migration.upgrade()
+
+    before = dict(os.environ)
+    with stack.temporary_home() as home:
+        own = stack.from_environment(ROOT, stack.without_services(os.environ), home=home, durable=False)
+        with stack.started(own, migrate=migrate) as running:
+            yield running
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def broker(machine: stack.Started) -> Iterator[Broker]:
+    """Give an empty broker, and hold the test to leaving no key that stays for ever."""
+    connected = brokers.connect(machine.addresses["CELERY_BROKER_URL"])
+    connected.redis.flushall()
+    yield connected
+    stayed = [
+        key.decode()
+        for key in connected.redis.scan_iter("forebay:*")
+        if connected.redis.ttl(key) == -1 and not key.decode().startswith(PERMANENT)
+    ]
+    unended = [key for key in stayed if key.startswith("forebay:job:") and _is_open(connected, key)]
+    assert sorted(stayed) == sorted(unended), "keys without a lifetime that no open job explains"
+
+
+@pytest.fixture
+def database(machine: stack.Started) -> None:
+    """Empty every table."""
+    from sqlalchemy import text
+
+    from db import models
+    from db.engine import transaction
+
+    names = ", ".join(table.name for table in models.Base.metadata.sorted_tables)
+    with transaction() as session:
+        session.execute(text(f"TRUNCATE {names}"))
+
+
+@pytest.fixture
+def workers(machine: stack.Started, broker: Broker, database: None, tmp_path: Path) -> Iterator[Workers]:
+    """Start real worker processes; what is left of them is ended with the test."""
+    started = Workers(ROOT, dict(machine.environment), broker, tmp_path)
+    yield started
+    started.stop()
+
+
+def _is_open(connected: Broker, key: str) -> bool:
+    """Say whether a record has a reason to stand without a lifetime: its job waits, runs, or is a dead letter."""
+    return connected.redis.hget(key, "state") in (b"queued", b"delayed", b"leased", b"started", b"dead")

@@ -1,0 +1,128 @@
+"""Documents under their keys, and the nearest of them."""
+
+from __future__ import annotations
+
+import random
+import threading
+import uuid
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy import select
+
+from db import documents, models
+from db.documents import Document, Neighbour
+from db.engine import transaction
+from db.errors import StoreError, TextError, VectorError
+
+pytestmark = pytest.mark.usefixtures("database")
+
+
+@pytest.fixture
+def model() -> str:
+    """Name a model, so that a test finds its own documents only."""
+    return f"model-{uuid.uuid4().hex}"
+
+
+def test_the_nearest_come_first(model: str) -> None:
+    store = [
+        Document(f"{model}-east", "east", [2, 0], model),
+        Document(f"{model}-north", "north", [0, 1], model),
+        Document(f"{model}-west", "west", [-1, 0], model),
+    ]
+    assert documents.store(store) == 3
+    assert documents.nearest([1, 0], model=model) == [
+        Neighbour(f"{model}-east", "east", 0.0),
+        Neighbour(f"{model}-north", "north", 1.0),
+        Neighbour(f"{model}-west", "west", 2.0),
+    ]
+    assert [found.content for found in documents.nearest([1, 0.1], 2, model)] == ["east", "north"]
+
+
+def test_only_vectors_of_the_same_length_and_model_are_compared(model: str) -> None:
+    documents.store([
+        Document(f"{model}-2", "two", [1, 0], model),
+        Document(f"{model}-3", "three", [1, 0, 0], model),
+        Document(f"{model}-other", "other", [1, 0], "other-" + model),
+    ])
+    assert [found.content for found in documents.nearest([1, 0, 0], model=model)] == ["three"]
+    assert [found.content for found in documents.nearest([1, 0], model=model)] == ["two"]
+    assert documents.nearest([1, 0, 0, 0, 0, 0, 0], model=model) == []
+    assert {"two", "other"} <= {found.content for found in documents.nearest([1, 0], limit=1000)}
+
+
+def test_a_second_run_writes_nothing(model: str) -> None:
+    batch = [Document(f"{model}-{number}", "text", [number, 1], model, "job") for number in range(3)]
+    assert documents.store(batch) == 3
+    assert documents.store(batch[::-1]) == 0
+
+
+def test_a_document_is_replaced_by_its_key(model: str) -> None:
+    key = f"{model}-key"
+    documents.store([Document(key, "old", [1, 0], model, "first")])
+    assert documents.store([Document(key, "new", [0, 1, 0], model, "second")]) == 1
+    with transaction() as session:
+        kept = session.scalars(select(models.Document).filter_by(key=key)).one()
+        assert (kept.content, kept.job_id, kept.dimensions) == ("new", "second", 3)
+        assert list(kept.embedding) == [0, 1, 0]
+
+
+def test_of_one_key_twice_the_last_counts(model: str) -> None:
+    key = f"{model}-key"
+    assert documents.store([Document(key, "first", [1], model), Document(key, "last", [1], model)]) == 1
+    assert [found.content for found in documents.nearest([1], model=model)] == ["last"]
+
+
+def test_no_documents_are_nothing_to_store() -> None:
+    assert documents.store([]) == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=20))
+def test_vectors_arrive_exactly(embedding: list[float]) -> None:
+    documents.store([Document("exact", "text", embedding, "exact")])
+    with transaction() as session:
+        kept = session.scalar(select(models.Document.embedding).filter_by(key="exact"))
+    assert kept is not None
+    assert np.array_equal(np.array(kept, np.float32), np.array(embedding, np.float32))
+
+
+@pytest.mark.parametrize("embedding", [[], [1.0, float("nan")], [float("inf")]])
+def test_a_vector_that_is_none_is_named(model: str, embedding: list[float]) -> None:
+    with pytest.raises(VectorError, match=f"document '{model}'"):
+        documents.store([Document(model, "text", embedding, model)])
+    with pytest.raises(VectorError, match="the vector asked for"):
+        documents.nearest(embedding)
+
+
+def test_text_that_cannot_be_stored_is_named(model: str) -> None:
+    with pytest.raises(TextError, match="content holds"):
+        documents.store([Document(model, "a\0", [1], model)])
+
+
+def test_a_limit_below_one_is_named() -> None:
+    with pytest.raises(StoreError, match="limit=0"):
+        documents.nearest([1], limit=0)
+
+
+def test_batches_with_keys_in_common_do_not_deadlock(model: str) -> None:
+    faults: list[Exception] = []
+
+    def store(seed: int) -> None:
+        order = random.Random(seed)
+        try:
+            for _ in range(10):
+                keys = order.sample(range(40), 40)
+                documents.store([Document(f"{model}-{key}", f"by {seed}", [order.random()], model) for key in keys])
+        except Exception as error:
+            faults.append(error)
+
+    threads = [threading.Thread(target=store, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert faults == []
+    assert len(documents.nearest([1], limit=100, model=model)) == 40

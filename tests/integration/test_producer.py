@@ -1,0 +1,176 @@
+"""The producer API: what it refuses, what it promises, what it loads."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from tasks import BulkInsert, Chat, Embedding, Job, enqueue
+from tasks.enqueue import Options
+from tests.workers import Workers
+from worker.broker import Broker
+from worker.errors import JobRefused, ResultTimeout, UnknownJob
+from worker.policy import load as load_policy
+
+
+def test_importing_it_stays_thin() -> None:
+    heavy = ("celery", "kombu", "redis", "sqlalchemy", "openai", "tasks.chat", "tasks.embedding", "tasks.bulk_insert")
+    program = f"import sys; from tasks import enqueue; print([m for m in {heavy!r} if m in sys.modules])"
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("call", "field", "words"),
+    [
+        (lambda: enqueue.chat(""), "message", "white space"),
+        (lambda: enqueue.chat("  \n"), "message", "white space"),
+        (lambda: enqueue.chat(7), "message", "string"),  # type: ignore[arg-type]
+        (lambda: enqueue.chat("NUL \x00"), "message", "NUL"),
+        (lambda: enqueue.chat("x" * 300_000), "payload", "at most"),
+        (lambda: enqueue.chat("hello", priority="urgnet"), "priority", "CRITICAL"),
+        (lambda: enqueue.chat("hello", temperature=3.0), "temperature", "less than or equal to 2"),
+        (lambda: enqueue.chat("hello", max_tokens=0), "max_tokens", "greater than or equal to 1"),
+        (lambda: enqueue.chat("hello", colour="red"), "colour", "leave it out"),
+        (lambda: enqueue.chat("hello", job_id=""), "job_id", "printable"),
+        (lambda: enqueue.chat("hello", job_id="x" * 300), "job_id", "printable"),
+        (lambda: enqueue.chat("hello", delay=-1), "delay", "between now"),
+        (lambda: enqueue.chat("hello", delay="soon"), "delay", "seconds"),
+        (lambda: enqueue.chat("hello", deadline=datetime(2030, 1, 1)), "deadline", "time zone"),  # noqa: DTZ001
+        (lambda: enqueue.chat("hello", deadline=float("nan")), "deadline", "between now"),
+        (lambda: enqueue.embedding(""), "text", "white space"),
+        (lambda: enqueue.embedding("text", key=""), "key", "at least 1"),
+        (lambda: enqueue.bulk_insert("unicode_characters", []), "rows", "at least one"),
+        (lambda: enqueue.bulk_insert("pg_class", [{"a": 1}]), "table", "not allowed"),
+        (lambda: enqueue.bulk_insert("unicode_characters", [{"a": 1}, {"b": 1}]), r"rows[1]", "columns a"),
+        (lambda: enqueue.bulk_insert("unicode_characters", [(1, 2)], columns=["a"]), r"rows[0]", "2 values"),
+        (lambda: enqueue.bulk_insert("unicode_characters", [(1, 2)]), "columns", "required"),
+        (lambda: enqueue.bulk_insert("unicode_characters", ["text"], columns=["a"]), r"rows[0]", "sequence"),
+        (lambda: enqueue.bulk_insert("unicode_characters", [(1, 2)], columns=["a", "a"]), "columns", "differ"),
+    ],
+)
+def test_refuses_what_is_wrong_and_sends_nothing(broker: Broker, call: Any, field: str, words: str) -> None:
+    with pytest.raises(JobRefused) as refused:
+        call()
+    assert refused.value.field == field
+    assert words in str(refused.value)
+    assert len(str(refused.value)) < 600
+    assert not list(broker.redis.scan_iter("*"))
+
+
+def test_many_returns_ids_in_order(broker: Broker) -> None:
+    payloads = [Embedding(text=f"text {number}") for number in range(1200)]
+    jobs = enqueue.many([(payload, Options(job_id=f"job-{number}")) for number, payload in enumerate(payloads)])
+    assert [job.id for job in jobs] == [f"job-{number}" for number in range(1200)]
+    assert broker.redis.llen("embedding") == 1200
+
+
+def test_many_checks_all_before_it_sends_the_first(broker: Broker) -> None:
+    with pytest.raises(JobRefused):
+        enqueue.many([Embedding(text="good"), (Embedding(text="bad"), Options(priority="no such"))])
+    assert not list(broker.redis.scan_iter("*"))
+
+
+def test_one_idempotency_key_makes_one_job_under_concurrent_producers(broker: Broker) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        jobs = list(pool.map(lambda _: enqueue.chat("hello", idempotency_key="once").id, range(200)))
+    assert len(set(jobs)) == 1
+    assert broker.redis.llen("chat\x06\x164") == 1
+
+
+def test_concurrent_producer_processes_get_the_first_job(broker: Broker) -> None:
+    program = "from tasks import enqueue; print(enqueue.chat('hello', idempotency_key='across').id)"
+    started = [
+        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(4)
+    ]
+    assert len({process.communicate()[0] for process in started}) == 1
+    assert broker.redis.hget(broker.keys.stats("chat"), "submitted") == b"1"
+
+
+def test_each_kind_has_its_default_priority(broker: Broker) -> None:
+    enqueue.chat("hello")
+    enqueue.embedding("hello")
+    enqueue.bulk_insert("unicode_characters", [{"codepoint": 1, "name": "one"}])
+    assert broker.redis.llen("chat\x06\x164") == 1
+    assert broker.redis.llen("embedding") == 1
+    assert broker.redis.llen("bulk_insert\x06\x168") == 1
+
+
+def test_an_unknown_job_is_told_apart_from_a_queued_one(broker: Broker) -> None:
+    assert enqueue.chat("hello").status == "QUEUED"
+    for ask in (lambda: Job("nobody").status, lambda: Job("nobody").result(1), Job("nobody").cancel):
+        with pytest.raises(UnknownJob, match="nobody"):
+            ask()
+
+
+def test_waiting_for_a_result_ends_with_its_timeout(broker: Broker) -> None:
+    job = enqueue.chat("hello")
+    with pytest.raises(ResultTimeout, match="QUEUED"):
+        job.result(timeout=0.05)
+
+
+def test_a_queued_job_can_be_cancelled(broker: Broker) -> None:
+    job = enqueue.chat("hello")
+    assert job.cancel()
+    assert job.status == "REVOKED"
+
+
+def test_delay_and_deadline_take_seconds_timedeltas_and_moments(broker: Broker) -> None:
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    for when in (86400, timedelta(days=1), tomorrow):
+        record = enqueue.embedding("hello", delay=when, deadline=when).record()
+        assert record["state"] == "delayed"
+        assert abs(float(record["deadline"]) - tomorrow.timestamp()) < 60
+
+
+def test_a_large_input_becomes_one_group_of_jobs(broker: Broker) -> None:
+    per_job = load_policy().queue("bulk_insert").rows_per_job or 0
+    told: list[int] = []
+    rows = ({"codepoint": number, "name": "row"} for number in range(2 * per_job + 1))
+    group = enqueue.bulk_insert("unicode_characters", rows, idempotency_key="load", on_progress=told.append)
+    assert told == [per_job, 2 * per_job, 2 * per_job + 1]
+    assert group.progress() == {"QUEUED": 3}
+    again = enqueue.bulk_insert(
+        "unicode_characters", [{"codepoint": 0, "name": "row"}] * (2 * per_job + 1), idempotency_key="load"
+    )
+    assert [job.id for job in again.jobs] == [job.id for job in group.jobs]
+
+
+def test_synchronous_processing_runs_the_job_in_the_caller(
+    broker: Broker, database: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASYNC_PROCESSING_ENABLED", "false")
+    rows = [{"codepoint": 65, "name": "LATIN CAPITAL LETTER A"}]
+    group = enqueue.bulk_insert("unicode_characters", rows)
+    assert group.status == "SUCCESS"
+    assert group.result() == {"rows": 1}
+    job = enqueue.embedding("a text", key="inline")
+    assert job.status == "SUCCESS"
+    assert job.result()["dimensions"] == 384
+    assert not list(broker.redis.scan_iter("*"))
+
+
+def test_payloads_are_frozen_and_shared_by_all_ways_in(broker: Broker) -> None:
+    jobs = enqueue.many(
+        [
+            Chat(message="hello"),
+            Embedding(text="hello"),
+            BulkInsert(table="unicode_characters", columns=["codepoint", "name"], rows=[[1, "one"]]),
+        ],
+        options=Options(priority="low", tenant="acme"),
+    )
+    assert {job.record()["queue"] for job in jobs} == {"chat", "embedding", "bulk_insert"}
+    assert {job.record()["tenant"] for job in jobs} == {"acme"}
+    assert {job.record()["step"] for job in jobs} == {"6"}
+
+
+def test_a_job_that_waits_for_another_attempt_is_in_retry(broker: Broker, workers: Workers) -> None:
+    from tests.eventually import eventually
+
+    job = enqueue.chat("hello", max_tokens=1)
+    workers.start("chat", OPENAI_BASE_URL="http://127.0.0.1:9/v1", FOREBAY_CHAT_RETRY_BACKOFF_S="50")
+    eventually(lambda: job.status == "RETRY", timeout_s=60)
+    assert "no answer from the provider" in job.record()["error"]

@@ -1,0 +1,257 @@
+"""The scripts that change a job's record, each against a real Valkey."""
+
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.eventually import eventually
+from worker import message
+from worker.broker import Broker, Fetched, Submission
+from worker.errors import QueueFull
+
+CHAT = [("chat", False)]
+LEASE_S = 60.0
+
+
+def submission(job_id: str, step: int = 0, **more: object) -> Submission:
+    text = message.write("tasks.chat", job_id, "chat", step, {"message": "hello"})
+    return Submission(job_id, "chat", step, "tasks.chat", text, **more)  # type: ignore[arg-type]
+
+
+def fetch(broker: Broker, most: int = 1, owner: str = "a worker", lease_s: float = LEASE_S) -> list[Fetched]:
+    return broker.fetch(owner, lease_s, CHAT, most)
+
+
+def state(broker: Broker, job_id: str) -> str:
+    return (broker.redis.hget(broker.keys.job(job_id), "state") or b"").decode()
+
+
+def counter(broker: Broker, name: str) -> int:
+    return int(broker.redis.hget(broker.keys.stats("chat"), name) or 0)
+
+
+def test_a_job_is_accepted_fetched_started_and_done(broker: Broker) -> None:
+    assert broker.accept(submission("a")) == "a"
+    assert state(broker, "a") == "queued"
+    (fetched,) = fetch(broker)
+    assert state(broker, "a") == "leased"
+    assert json.loads(fetched.message)["headers"]["id"] == "a"
+    assert broker.start(fetched.delivery) == "started"
+    assert broker.done(fetched.delivery) == "done"
+    assert state(broker, "a") == "succeeded"
+    assert 0 < broker.redis.ttl(broker.keys.job("a")) <= 86400
+    assert (counter(broker, "submitted"), counter(broker, "completed")) == (1, 1)
+
+
+def test_the_most_urgent_job_is_fetched_first(broker: Broker) -> None:
+    for name, step in (("batch", 8), ("low", 6), ("normal", 0), ("high", 4), ("critical", 2)):
+        broker.accept(submission(name, step))
+    assert [each.delivery.id for each in fetch(broker, 5)] == ["critical", "high", "normal", "low", "batch"]
+
+
+def test_jobs_of_one_priority_keep_their_order(broker: Broker) -> None:
+    broker.accept_many([submission(str(number)) for number in range(100)])
+    assert [each.delivery.id for each in fetch(broker, 100)] == [str(number) for number in range(100)]
+
+
+def test_a_repeated_accept_changes_nothing(broker: Broker) -> None:
+    broker.accept(submission("a"))
+    before = broker.redis.hgetall(broker.keys.job("a"))
+    assert broker.accept(submission("a")) == "a"
+    assert broker.redis.hgetall(broker.keys.job("a")) == before
+    assert broker.redis.llen("chat") == 1
+    assert counter(broker, "submitted") == 1
+
+
+def test_an_idempotency_key_gives_the_first_job(broker: Broker) -> None:
+    assert broker.accept(submission("first", idempotency_key="order 7")) == "first"
+    assert broker.accept(submission("second", idempotency_key="order 7")) == "first"
+    assert state(broker, "second") == ""
+    assert broker.redis.ttl(broker.keys.once("order 7")) > 0
+
+
+def test_a_full_queue_refuses_and_says_so(broker: Broker) -> None:
+    broker.accept(submission("a", max_length=1))
+    with pytest.raises(QueueFull, match="holds 1 jobs"):
+        broker.accept(submission("b", max_length=1))
+    assert state(broker, "b") == ""
+    assert counter(broker, "submitted") == 1
+
+
+def test_a_late_run_settles_nothing(broker: Broker) -> None:
+    broker.accept(submission("a"))
+    (first,) = fetch(broker, lease_s=0)
+    assert broker.start(first.delivery) == "started"
+    assert broker.sweep() == 1
+    (second,) = fetch(broker, owner="another worker")
+    assert second.delivery.number == first.delivery.number + 1
+    assert broker.done(first.delivery) == "late"
+    assert broker.bury(first.delivery, "failed", "too late") == "late"
+    assert broker.reschedule(first.delivery, "{}", "+1", 1, "") == "late"
+    assert broker.release(first.delivery) == "late"
+    assert broker.drop(first.delivery, "cancelled") == "late"
+    assert state(broker, "a") == "leased"
+    assert counter(broker, "late") == 5
+    assert broker.done(second.delivery) == "done"
+
+
+def test_a_settle_repeated_after_a_lost_reply_is_not_late(broker: Broker) -> None:
+    broker.accept(submission("a"))
+    (fetched,) = fetch(broker)
+    assert broker.done(fetched.delivery) == "done"
+    assert broker.done(fetched.delivery) == "settled"
+    assert (counter(broker, "completed"), counter(broker, "late")) == (1, 0)
+
+
+def test_a_sweep_rescues_only_from_ended_leases(broker: Broker) -> None:
+    broker.accept_many([submission("kept"), submission("orphan")])
+    fetch(broker, owner="alive")
+    fetch(broker, owner="vanished", lease_s=0)
+    assert broker.sweep() == 1
+    assert (state(broker, "kept"), state(broker, "orphan")) == ("leased", "queued")
+    assert counter(broker, "rescued") == 1
+    assert broker.redis.zrange(broker.keys.owners(), 0, -1) == [b"alive"]
+
+
+def test_a_rescued_job_is_fetched_before_its_equals(broker: Broker) -> None:
+    broker.accept_many([submission("first"), submission("second")])
+    fetch(broker, lease_s=0)
+    broker.sweep()
+    assert fetch(broker)[0].delivery.id == "first"
+
+
+def test_a_rescheduled_job_waits_in_redis_until_it_is_due(broker: Broker) -> None:
+    broker.accept(submission("a"))
+    (fetched,) = fetch(broker)
+    broker.reschedule(fetched.delivery, fetched.message, "+0.05", 1, "a reason")
+    assert state(broker, "a") == "delayed"
+    assert fetch(broker) == []
+    again = eventually(lambda: fetch(broker))
+    assert again[0].delivery.number == 2
+    assert broker.redis.hget(broker.keys.job("a"), "attempts") == b"1"
+    assert counter(broker, "retries") == 1
+
+
+def test_a_delayed_job_is_not_fetched_before_it_is_due(broker: Broker) -> None:
+    broker.accept(submission("later", due="+3600"))
+    broker.accept(submission("now"))
+    assert [each.delivery.id for each in fetch(broker, 2)] == ["now"]
+    assert state(broker, "later") == "delayed"
+
+
+def test_a_job_past_its_deadline_is_handed_out_as_expired(broker: Broker) -> None:
+    broker.accept(submission("a", deadline="1000000000"))
+    (fetched,) = fetch(broker)
+    assert fetched.verdict == "expired"
+    assert broker.drop(fetched.delivery, fetched.verdict) == "dropped"
+    assert state(broker, "a") == "expired"
+    assert counter(broker, "expired") == 1
+
+
+def test_a_cancelled_job_is_handed_out_as_cancelled_even_when_delayed(broker: Broker) -> None:
+    broker.accept(submission("a", due="+3600"))
+    assert broker.cancel("a") == "delayed"
+    (fetched,) = fetch(broker)
+    assert fetched.verdict == "cancelled"
+
+
+def test_a_dead_letter_keeps_its_message_untouched_and_for_ever(broker: Broker) -> None:
+    broker.accept(submission("a"))
+    (fetched,) = fetch(broker)
+    assert broker.bury(fetched.delivery, "failed", "ValueError: no", "Traceback") == "buried"
+    record = broker.redis.hgetall(broker.keys.job("a"))
+    assert record[b"message"].decode() == fetched.message
+    assert (record[b"reason"], record[b"error"]) == (b"failed", b"ValueError: no")
+    assert broker.redis.ttl(broker.keys.job("a")) == -1
+    assert broker.redis.zrange(broker.keys.dead(), 0, -1) == [b"a"]
+
+
+@pytest.mark.parametrize("raw", [b"", b"not json", b"\xff\xfe", b"[" * 5000, b"null", b'{"headers": {"id": 7}}', b"{}"])
+def test_an_unreadable_message_is_leased_under_a_name_of_its_own(broker: Broker, raw: bytes) -> None:
+    broker.redis.lpush("chat", raw)
+    (fetched,) = fetch(broker)
+    assert fetched.delivery.id.startswith("unreadable-")
+    assert broker.bury(fetched.delivery, "malformed", "cannot be read") == "buried"
+    assert broker.redis.hget(broker.keys.job(fetched.delivery.id), "message") == raw
+
+
+def test_a_second_copy_of_a_job_is_counted_not_run(broker: Broker) -> None:
+    broker.accept(submission("a"))
+    broker.redis.lpush("chat", submission("a").message)
+    assert len(fetch(broker, 2)) == 1
+    assert counter(broker, "duplicates") == 1
+
+
+def test_scripts_prefix_every_key(broker: Broker) -> None:
+    own = Broker(broker.redis, "mine:")
+    own.accept(submission("a"))
+    assert all(key.startswith(b"mine:") for key in broker.redis.scan_iter("*"))
+    (fetched,) = own.fetch("a worker", LEASE_S, CHAT, 1)
+    own.done(fetched.delivery)
+    assert all(key.startswith(b"mine:") for key in broker.redis.scan_iter("*"))
+    broker.redis.flushall()
+
+
+def test_fetching_and_settling_go_on_when_redis_is_out_of_memory(broker: Broker) -> None:
+    from worker.errors import BrokerUnavailable
+
+    broker.accept(submission("a"))
+    broker.redis.config_set("maxmemory", "1mb")
+    try:
+        with pytest.raises(BrokerUnavailable, match="takes no jobs now"):
+            broker.accept(submission("b"))
+        (fetched,) = fetch(broker)
+        assert broker.start(fetched.delivery) == "started"
+        assert broker.done(fetched.delivery) == "done"
+    finally:
+        broker.redis.config_set("maxmemory", "0")
+
+
+steps = st.lists(
+    st.sampled_from(["accept", "fetch", "start", "done", "retry", "bury", "release", "vanish", "sweep", "cancel"]),
+    max_size=60,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps, st.randoms(use_true_random=False))
+def test_no_history_loses_a_job(broker: Broker, history: list[str], random: object) -> None:
+    """After any history: accepted = ended + waiting, and each job is in exactly one place."""
+    broker.redis.flushall()
+    accepted = 0
+    held: list[Fetched] = []
+    for step in history:
+        pick = held[random.randrange(len(held))] if held else None  # type: ignore[attr-defined]
+        match step:
+            case "accept":
+                broker.accept(submission(str(accepted), random.choice([0, 2, 4, 6, 8])))  # type: ignore[attr-defined]
+                accepted += 1
+            case "fetch":
+                held += fetch(broker, 2, owner=f"worker {len(held) % 3}")
+            case "cancel" if accepted:
+                broker.cancel(str(random.randrange(accepted)))  # type: ignore[attr-defined]
+            case "start" if pick:
+                broker.start(pick.delivery)
+            case "done" if pick:
+                broker.done(pick.delivery)
+            case "retry" if pick:
+                broker.reschedule(pick.delivery, pick.message, "+0", 1, "")
+            case "bury" if pick:
+                broker.bury(pick.delivery, "failed", "")
+            case "release" if pick:
+                broker.release(pick.delivery)
+            case "vanish":
+                broker.leave("worker 0")
+            case "sweep":
+                broker.sweep()
+    states = [state(broker, str(number)) for number in range(accepted)]
+    listed = sum(broker.redis.llen(broker.keys.waiting("chat", step)) for step in (0, 2, 4, 6, 8))
+    assert all(states)
+    assert states.count("queued") == listed
+    assert states.count("delayed") == broker.redis.zcard(broker.keys.delayed("chat"))
+    assert states.count("leased") + states.count("started") == broker.redis.zcard(broker.keys.leased("chat"))
+    assert states.count("succeeded") == counter(broker, "completed")
+    assert states.count("dead") == counter(broker, "dead") == broker.redis.zcard(broker.keys.dead())
+    assert counter(broker, "submitted") == accepted

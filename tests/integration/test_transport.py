@@ -1,0 +1,172 @@
+"""What users of Celery and kombu expect of a transport, with ours in its place."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from kombu import Connection
+
+import celeryconfig
+from dev import stack
+from tasks import enqueue
+from tests.eventually import eventually
+from tests.workers import Workers
+from worker.broker import Broker
+from worker.transport import Transport
+
+PLAIN = """
+from celery import Celery
+app = Celery(broker={broker!r}, backend={backend!r})
+result = app.send_task("tasks.embedding", kwargs={{"text": "from afar", "key": "plain"}}, queue="embedding", {more})
+print(result.id)
+print(result.get(timeout=60)["key"])
+"""
+
+
+def plain_producer(machine: stack.Started, more: str, folder: Path) -> list[str]:
+    """Run a producer that knows neither our transport nor our settings."""
+    addresses = machine.addresses
+    program = PLAIN.format(
+        broker=addresses["CELERY_BROKER_URL"], backend=addresses["CELERY_RESULT_BACKEND"], more=more
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=True, timeout=120
+    )
+    return said.stdout.split()
+
+
+@pytest.mark.parametrize("more", ["", "countdown=1", "priority=9", "expires=3600"])
+def test_jobs_of_a_plain_celery_producer_run(
+    machine: stack.Started, workers: Workers, broker: Broker, tmp_path: Path, more: str
+) -> None:
+    workers.start("embedding")
+    job_id, key = plain_producer(machine, more, tmp_path)
+    assert key == "plain"
+    record = eventually(lambda: broker.redis.hgetall(broker.keys.job(job_id)))
+    eventually(lambda: broker.redis.hget(broker.keys.job(job_id), "state") == b"succeeded")
+    assert record[b"queue"] == b"embedding"
+
+
+def test_a_plain_worker_command_works_as_any_celery_user_expects(workers: Workers) -> None:
+    worker = workers.run([sys.executable, "-m", "celery", "-A", "worker.app", "worker", "-Q", "chat", "-c", "2"])
+    assert enqueue.chat("Say yes.", max_tokens=4).result(60)["text"]
+    assert worker.terminate() == 0
+
+
+def test_celery_inspect_and_control_answer(workers: Workers) -> None:
+    from worker.app import app
+
+    workers.start("chat")
+    answers = app.control.inspect(timeout=5).ping()
+    assert [answer for node, answer in answers.items() if node.startswith("chat@")] == [{"ok": "pong"}]
+
+
+def test_simple_queues_lease_and_acknowledge(broker: Broker) -> None:
+    with connection() as connected:
+        queue = connected.SimpleQueue("letters")
+        queue.put({"a": 1})
+        received = queue.get(timeout=5)
+        assert received.payload == {"a": 1}
+        assert broker.redis.zcard(broker.keys.leased("letters")) == 1
+        received.ack()
+        assert broker.redis.zcard(broker.keys.leased("letters")) == 0
+        queue.close()
+
+
+def test_closing_a_connection_gives_back_what_was_not_acknowledged(broker: Broker) -> None:
+    with connection() as connected:
+        queue = connected.SimpleQueue("letters")
+        queue.put("a letter")
+        queue.get(timeout=5)
+    assert broker.redis.llen("letters") == 1
+    with connection() as connected:
+        again = connected.SimpleQueue("letters").get(timeout=5)
+        assert again.payload == "a letter"
+        assert again.delivery_info["redelivered"]
+        again.reject()
+    assert broker.redis.zcard(broker.keys.dead()) == 1
+
+
+def test_a_rejected_and_requeued_message_comes_again(broker: Broker) -> None:
+    with connection() as connected:
+        queue = connected.SimpleQueue("letters")
+        queue.put("a letter")
+        queue.get(timeout=5).requeue()
+        assert queue.get(timeout=5).payload == "a letter"
+
+
+def test_purging_a_queue_cancels_its_jobs(broker: Broker) -> None:
+    jobs = [enqueue.chat(f"question {number}") for number in range(70)]
+    with connection() as connected:
+        assert connected.default_channel.queue_purge("chat") == 70
+    assert {job.status for job in jobs} == {"REVOKED"}
+    assert broker.redis.hget(broker.keys.stats("chat"), "cancelled") == b"70"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"not json",
+        b'{"headers": {"id": "shapeless"}}',
+        b'{"headers": {"id": "bodyless", "task": "tasks.chat"}, "properties": {"delivery_info": {}, '
+        b'"delivery_tag": "t", "body_encoding": "base64"}, "body": "%%%%a"}',
+    ],
+)
+def test_a_malformed_message_is_dead_lettered_and_the_next_job_runs(
+    workers: Workers, broker: Broker, raw: bytes
+) -> None:
+    broker.redis.lpush("embedding", raw)
+    workers.start("embedding")
+    assert enqueue.embedding("a good text").result(60)["dimensions"] == 384
+    (dead,) = eventually(lambda: broker.redis.zrange(broker.keys.dead(), 0, -1))
+    record = broker.redis.hgetall(broker.keys.job(dead.decode()))
+    assert record[b"message"] == raw
+    assert record[b"reason"] == b"malformed"
+
+
+def test_an_idle_worker_starts_a_job_without_waiting_for_its_poll(workers: Workers, broker: Broker) -> None:
+    workers.start("embedding", FOREBAY_EMBEDDING_BATCH_MAX_WAIT_S="0")
+    enqueue.embedding("warm up").result(60)
+    waits = []
+    for number in range(20):
+        job = enqueue.embedding(f"text {number}")
+        job.result(60)
+        record = job.record()
+        waits.append(float(record["started_at"]) - float(record["accepted_at"]))
+    assert sorted(waits)[10] < 0.5  # half of the poll's period: the bell was heard
+
+
+def test_an_idle_worker_asks_redis_for_little(workers: Workers, broker: Broker) -> None:
+    workers.start("chat")
+    seconds = 5
+
+    def commands() -> int:
+        stats = broker.redis.info("commandstats")
+        return sum(int(of["calls"]) for name, of in stats.items() if name.split("_")[1] in ("brpop", "evalsha"))
+
+    began, before = broker.redis.time()[0], commands()
+    eventually(lambda: broker.redis.time()[0] - began > seconds)
+    assert 0 < commands() - before < 10 * seconds
+
+
+def test_the_envelope_of_our_producers_is_readable_by_kombu(broker: Broker) -> None:
+    job = enqueue.chat("hello")
+    raw = json.loads(broker.redis.lindex("chat\x06\x164", 0))
+    assert raw["headers"]["id"] == job.id
+    with connection() as connected:
+        received = connected.default_channel.basic_get("chat")
+        assert received.payload[1]["message"] == "hello"
+        received.requeue()
+    job.cancel()
+
+
+def connection() -> Connection:
+    return Connection(
+        os.environ["CELERY_BROKER_URL"],
+        transport=Transport,
+        transport_options=celeryconfig.broker_transport_options,
+    )
+

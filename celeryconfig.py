@@ -1,15 +1,79 @@
+"""Turn queues.yaml and the environment into Celery settings. Decides nothing itself."""
+
 import os
-from kombu import Queue
-from worker.policy import load
-p = load()
-broker_url = os.environ.get("CELERY_BROKER_URL", "redis://127.0.0.1:6379/0")
-result_backend = os.environ.get("CELERY_RESULT_BACKEND", broker_url)
-broker_transport = "worker.transport:Transport"
-broker_transport_options = {"priority_steps": [0, 2, 4, 6, 8], "sep": "\x06\x16", "max_connections": 400}
+
+from kombu import Exchange
+from kombu import Queue as _Queue
+
+from worker.keys import SEPARATOR as _SEPARATOR
+from worker.policy import load as _load
+from worker.priority import STEPS as _STEPS
+
+_policy = _load()
+
+# Where things are.
+broker_url = os.environ.get("CELERY_BROKER_URL") or "redis://127.0.0.1:6379/0"
+result_backend = os.environ.get("CELERY_RESULT_BACKEND") or broker_url
+include = [queue.task for queue in _policy.queues.values()]
+
+# The transport that loses nothing, in kombu's own list layout.
+broker_transport = (
+    "worker.transport:SentinelTransport" if broker_url.startswith("sentinel") else "worker.transport:Transport"
+)
+broker_transport_options = {
+    "priority_steps": list(_STEPS),
+    "sep": _SEPARATOR,
+    "queue_order_strategy": "round_robin",
+    "global_keyprefix": os.environ.get("FOREBAY_KEY_PREFIX", ""),
+    "max_connections": int(os.environ.get("REDIS_MAX_CONNECTIONS") or 1000),
+    "socket_keepalive": True,
+    "socket_connect_timeout": 5.0,
+    "health_check_interval": 10,
+}
 broker_connection_retry_on_startup = True
-task_queues = [Queue(n) for n in p.queues]
-task_routes = {q.task: {"queue": n} for n, q in p.queues.items()}
-include = [q.task for q in p.queues.values()]
-task_acks_late = task_reject_on_worker_lost = task_track_started = worker_send_task_events = task_send_sent_event = True
-result_expires = 86400
+broker_connection_max_retries = None
+worker_cancel_long_running_tasks_on_connection_loss = False
+
+# Queues. A task that no queue declares goes to the first queue rather than to one that nobody serves.
+task_queues = [_Queue(name, Exchange(name), routing_key=name) for name in _policy.queues]
+task_default_queue = next(iter(_policy.queues))
+task_create_missing_queues = True
+task_routes = {queue.task: {"queue": queue.name} for queue in _policy.queues.values()}
+
+# What loses nothing: a job is acknowledged when it has ended, and a lost child is no end.
+task_acks_late = True
+task_reject_on_worker_lost = True
+task_acks_on_failure_or_timeout = True
+
+# JSON only.
+task_serializer = "json"
+result_serializer = "json"
 accept_content = ["json"]
+result_accept_content = ["json"]
+
+# Events for Flower; arguments and results are kept out of them by `worker.message` and `worker.task`.
+task_track_started = True
+task_send_sent_event = True
+worker_send_task_events = True
+
+# Results expire; a result backend that is away for a moment is waited for.
+result_expires = int(_policy.retention.result_s)
+result_extended = False
+result_backend_always_retry = True
+result_backend_max_retries = 20
+redis_max_connections = int(os.environ.get("REDIS_MAX_CONNECTIONS") or 1000)
+redis_socket_keepalive = True
+redis_socket_timeout = 30.0
+redis_socket_connect_timeout = 5.0
+redis_retry_on_timeout = True
+
+# Prefetch, concurrency and recycling are a lane's own: `worker.lane`. This is what a bare worker command gets.
+worker_prefetch_multiplier = int(os.environ.get("CELERY_WORKER_PREFETCH_MULTIPLIER") or 1)
+
+# A hard limit ends the pool child; a thread cannot be ended, so its tasks limit their own calls.
+task_annotations = {
+    queue.task: {"time_limit": queue.time_limit_s} for queue in _policy.queues.values() if queue.pool == "prefork"
+}
+worker_proc_alive_timeout = 30.0
+enable_utc = True
+timezone = "UTC"

@@ -8,7 +8,6 @@ import typer
 
 from cli import checks, demo, enqueue, jobs, machine, workers
 from cli.output import err
-from db.errors import StoreError
 from dev import stack
 from worker.errors import ForebayError
 
@@ -36,8 +35,11 @@ def main() -> int:
         os.environ.setdefault(name, value)
     try:
         app()
-    except (ForebayError, StoreError, stack.StackError) as error:
-        err.print(f"[bold red]error:[/] {error}", soft_wrap=True, markup=True)
+    except Exception as error:
+        if not _is_expected(error):
+            raise
+        err.print("error:", style="bold red", end=" ")
+        err.print(str(error), soft_wrap=True, markup=False)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -45,3 +47,9 @@ def main() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return 0
+
+
+def _is_expected(error: Exception) -> bool:
+    """Say whether an error is one that the user can mend. The database's are known only once it was loaded."""
+    store_errors = getattr(sys.modules.get("db.errors"), "StoreError", ())
+    return isinstance(error, (ForebayError, stack.StackError)) or isinstance(error, store_errors)

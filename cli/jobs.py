@@ -94,7 +94,7 @@ def queues(as_json_: AsJson = False) -> None:
 
 def config(as_json_: AsJson = False) -> None:
     """Show every effective value of queues.yaml and the environment, and where it came from."""
-    settings = effective(load_policy())
+    settings = effective()
     if as_json_:
         as_json([vars(setting) for setting in settings])
         return

@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from cli.output import as_json, err, out
-from db import migration
 from dev import stack
 from dev.processes import terminal_log
 
@@ -49,6 +48,8 @@ def migrate(
     check: Annotated[bool, typer.Option("--check", help="Change nothing; exit code 1 if migrations are pending.")] = False,
 ) -> None:
     """Bring the database's schema up to date. Several processes may call it at once."""
+    from db import migration
+
     pending = migration.pending()
     if check:
         out.print(f"{len(pending)} migrations pending" if pending else "the schema is up to date")
@@ -59,5 +60,7 @@ def migrate(
 
 def upgrade(environment: Mapping[str, str]) -> None:
     """Migrate the database of an environment that a stack has just made."""
+    from db import migration
+
     os.environ["DATABASE_URL"] = environment["DATABASE_URL"]
     migration.upgrade()

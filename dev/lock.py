@@ -77,7 +77,9 @@ def _faults(root: Path, project: dict[str, Any], lock: Lock) -> list[str]:
         return [f"cannot be read: {error.strerror}; run `.venv/bin/python -m dev.lock`"]
     faults = []
     if text.split("\n", 1)[0] != _INPUTS + _inputs_hash(project, lock):
-        faults.append("pyproject.toml's dependencies have changed since it was written; run `.venv/bin/python -m dev.lock`")
+        faults.append(
+            "pyproject.toml's dependencies have changed since it was written; run `.venv/bin/python -m dev.lock`"
+        )
     if "://" in text:
         faults.append("holds an address; where packages come from is the installing machine's setting")
     entries = _split(text)

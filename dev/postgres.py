@@ -1,5 +1,6 @@
 """PostgreSQL with pgvector from its wheel: set up once, the command that runs it, whether it is ready."""
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -98,7 +99,9 @@ def _place(home: Path) -> Place:
 
 def _own_directory(directory: Path) -> None:
     """Make a directory under one that everybody may write to, and make sure that it is ours."""
-    directory.mkdir(mode=0o755, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        directory.mkdir()
+        directory.chmod(0o755)  # whatever the umask says
     status = directory.lstat()
     if directory.is_symlink() or status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise StackError(f"{directory} belongs to somebody else; remove it, or set FOREBAY_HOME to another place")

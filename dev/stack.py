@@ -217,13 +217,13 @@ class _Session:
         if workers:
             self._log(
                 RUNNER,
-                f"stopping {', '.join(workers)} (at most {processes_within_s:g} s; again to end at once)",
+                f"stopping {', '.join(workers)} (within {processes_within_s:g} s; a second signal ends all at once)",
             )
-        for name in self.processes.stop(workers, processes_within_s):
-            self._log(RUNNER, f"{name} did not stop in time and was killed")
+        killed = self.processes.stop(workers, processes_within_s)
         for server in reversed(self._servers):
-            for name in self.processes.stop([server], SERVERS_STOP_WITHIN_S):
-                self._log(RUNNER, f"{name} did not stop in time and was killed")
+            killed += self.processes.stop([server], SERVERS_STOP_WITHIN_S)
+        if killed:
+            self._log(RUNNER, f"killed, since they had not stopped yet: {', '.join(killed)}")
         if self._servers or workers:
             self._log(RUNNER, "all stopped")
         state.remove(self._stack.home)

@@ -4,19 +4,23 @@
 the models where a job names none.
 """
 
+from __future__ import annotations
+
 import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import openai
 from tenacity import before_sleep_log, retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from worker.errors import ForebayError
+
+if TYPE_CHECKING:  # half a second to import: lanes that call no provider do without
+    import openai
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +158,8 @@ def _client() -> openai.OpenAI:
 
 @cache
 def _client_of(pid: int, base_url: str, key: str) -> openai.OpenAI:
+    import openai
+
     # its own retries sleep inside the slot and hide errors from the retry policy
     return openai.OpenAI(base_url=base_url, api_key=key or "none", max_retries=0)
 
@@ -161,6 +167,8 @@ def _client_of(pid: int, base_url: str, key: str) -> openai.OpenAI:
 @contextmanager
 def _sorted_errors() -> Iterator[None]:
     """Sort the package's errors once, by what a retry can change."""
+    import openai
+
     try:
         yield
     except openai.RateLimitError as error:

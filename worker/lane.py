@@ -1,5 +1,32 @@
-def command(queue, loglevel="INFO"):
-    m = queue.prefetch_multiplier * (queue.batch.max_jobs if queue.batch else 1)
-    a = ["worker","-Q",queue.name,"-n",f"{queue.name}@%h","--pool",queue.pool,"--concurrency",str(queue.concurrency),"--prefetch-multiplier",str(m),"--without-mingle","--without-gossip","-E","--loglevel",loglevel]
-    if queue.max_tasks_per_child: a += ["--max-tasks-per-child",str(queue.max_tasks_per_child)]
-    return a
+"""Start a lane as queues.yaml declares it: the arguments of Celery's worker command."""
+
+from worker.policy import Queue
+
+
+def command(queue: Queue, loglevel: str = "INFO") -> list[str]:
+    """Return the arguments behind ``celery -A worker.app`` for a lane's worker.
+
+    Each lane has a node name of its own, so that lanes share a machine. Mingle would add a second to every reconnect.
+    """
+    arguments = [
+        "worker",
+        f"--queues={queue.name}",
+        f"--hostname={queue.name}@%h",
+        f"--pool={queue.pool}",
+        f"--concurrency={queue.concurrency}",
+        f"--prefetch-multiplier={prefetch_multiplier(queue)}",
+        "--without-mingle",
+        "--without-gossip",
+        "--task-events",
+        f"--loglevel={loglevel}",
+    ]
+    if queue.max_tasks_per_child:
+        arguments.append(f"--max-tasks-per-child={queue.max_tasks_per_child}")
+    if queue.max_memory_per_child_mib:
+        arguments.append(f"--max-memory-per-child={queue.max_memory_per_child_mib * 1024}")  # in KiB
+    return arguments
+
+
+def prefetch_multiplier(queue: Queue) -> int:
+    """Return what Celery multiplies by the concurrency: on a batching lane each slot takes a whole batch."""
+    return queue.prefetch_multiplier * (queue.batch.max_jobs if queue.batch else 1)

@@ -7,13 +7,15 @@ from typing import Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from billiard.exceptions import WorkerLostError
-from celery.exceptions import Ignore, Reject, Retry
+from celery.exceptions import BackendStoreError, Ignore, Reject, Retry
 from celery.worker import request
+from redis.exceptions import RedisError
 
 from worker import message, outcome
 from worker.broker import Broker, Delivery
 from worker.lease import Settle
 from worker.outcome import Fault
+from worker.policy import Retry as RetryPolicy
 from worker.policy import load as load_policy
 from worker.task import ONCE, Again
 
@@ -60,6 +62,8 @@ class Request(request.Request):  # type: ignore[misc]
             return self._announce_revoked(self.verdict, False, None, self.verdict == "expired")
         if isinstance(error, WorkerLostError | SystemExit | KeyboardInterrupt):
             self._settle = self._after_loss(error, exc_info)
+        elif isinstance(error, RedisError | BackendStoreError):  # the run may be good, but its result was not kept
+            self._settle = self._snooze(error)
         elif not isinstance(error, Retry | Ignore | Reject):
             self._settle = _bury("failed", f"{type(error).__name__}: {error}", str(exc_info.traceback))
         return super().on_failure(exc_info, send_failed_event, return_ok)
@@ -86,13 +90,22 @@ class Request(request.Request):  # type: ignore[misc]
         later = message.next_run(self._message._raw, spent)
         return lambda broker, delivery: broker.reschedule(delivery, later, f"+{after_s:.6f}", spent, error[:TEXT])
 
+    def _snooze(self, error: BaseException) -> Settle:
+        match outcome.decide(Fault.AWAY, 0, self._policy(), random.random()):
+            case outcome.Snooze(after_s) | outcome.Retry(after_s):
+                return self._reschedule(after_s, 0, f"{type(error).__name__}: {error}")
+            case outcome.Dead(reason):
+                return _bury(reason, f"{type(error).__name__}: {error}", "")
+
+    def _policy(self) -> RetryPolicy:
+        lane = load_policy().queues.get(self.delivery_info.get("routing_key"))
+        return lane.retry if lane else ONCE
+
     def _after_loss(self, error: BaseException, exc_info: ExceptionInfo) -> Settle:
         """Decide about a job whose pool child died under it: it may be what kills them."""
         task = self._task
-        lane = load_policy().queues.get(self.delivery_info.get("routing_key"))
-        policy = lane.retry if lane else ONCE
         attempts = int(self._request_dict.get("retries") or 0)
-        match outcome.decide(Fault.PASSING, attempts, policy, random.random()):
+        match outcome.decide(Fault.PASSING, attempts, self._policy(), random.random()):
             case outcome.Retry(after_s) | outcome.Snooze(after_s):
                 return self._reschedule(after_s, 1, f"{type(error).__name__}: {error}")
             case outcome.Dead():

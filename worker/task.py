@@ -44,6 +44,7 @@ class Job(Task):  # type: ignore[misc]
 
     abstract = True
     Request = "worker.request:Request"
+    resultrepr_maxsize = 1  # results hold answers: events, Flower and logs show only their kind
 
     @property
     def lane(self) -> Queue | None:

@@ -36,8 +36,8 @@ def main(arguments: list[str]) -> None:
     try:
         os.execvp(command[0], command)  # noqa: S606 - becoming another program is the point
     except OSError as error:
-        print(f"cannot start {command[0]}: {error.strerror}", file=sys.stderr)
-        os._exit(127)
+        sys.stderr.write(f"cannot start {command[0]}: {error.strerror}\n")
+        sys.exit(127)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,10 @@ RUNNER = "forebay"  # the name in front of the runner's own lines
 _COLOURS = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
 
 
+class InterruptedStart(Exception):
+    """The start was given up because a stop was asked for."""
+
+
 class Log(Protocol):
     """Take one line of output of the named process."""
 
@@ -180,7 +184,7 @@ class Runner:
     def start(self, command: Command, interrupted: Callable[[], bool] = lambda: False) -> Process:
         """Start a command and wait until it is ready.
 
-        Raises StackError when it ends or is not ready in time, with its last lines; InterruptedError when
+        Raises StackError when it ends or is not ready in time, with its last lines; InterruptedStart when
         `interrupted` says so.
         """
         process = Process(command, self._log, restart=self._restart)
@@ -196,7 +200,7 @@ class Runner:
             if command.is_ready(process.pid):
                 break
             if interrupted():
-                raise InterruptedError(command.name)
+                raise InterruptedStart(command.name)
             if time.monotonic() > deadline:
                 raise StackError(f"{command.name} was not ready within {command.ready_within_s:g} s{_tail(process)}")
             time.sleep(POLL_S)
@@ -221,14 +225,16 @@ class Runner:
             process.restart = False
             process.send(process.command.stop_signal)
         deadline = time.monotonic() + within_s
-        while any(process.is_alive for process in stopping) and time.monotonic() < deadline:
-            if self.stop_now.wait(POLL_S):
-                break
-        killed = [process for process in stopping if process.is_alive]
-        for process in stopping:
-            if process in killed:
+        try:
+            while any(process.is_alive for process in stopping) and time.monotonic() < deadline:
+                if self.stop_now.wait(POLL_S):
+                    break
+        finally:  # also when Ctrl-C interrupts the waiting
+            killed = [process for process in stopping if process.is_alive]
+            for process in killed:
                 process.kill_group()
-            process.close()
+            for process in stopping:
+                process.close()
         return [process.name for process in killed]
 
 

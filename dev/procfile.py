@@ -33,11 +33,12 @@ def parse(text: str, source: str = "Procfile") -> tuple[Entry, ...]:
             continue
         try:
             entry = _entry(line)
-            if entry.name in entries:
-                raise ValueError(f"the name {entry.name!r} is used twice")
-            entries[entry.name] = entry
         except ValueError as fault:
             faults.append(f"{source}, line {number}: {fault}: {line!r}")
+            continue
+        if entry.name in entries:
+            faults.append(f"{source}, line {number}: the name {entry.name!r} is used twice")
+        entries[entry.name] = entry
     if faults:
         raise StackError("\n".join(faults))
     return tuple(entries.values())

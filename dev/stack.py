@@ -10,11 +10,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 from dev import addresses, leftovers, ports, postgres, procfile, provider, state, valkey
 from dev.addresses import FLOWER, NAMED_BY, PORT_VARIABLES, SERVERS, without_services
 from dev.errors import StackError
-from dev.processes import RUNNER, Command, Log, Process, Runner
+from dev.processes import RUNNER, Command, InterruptedStart, Log, Process, Runner
 
 __all__ = [
     "Stack",
@@ -114,11 +115,18 @@ def started(
             watcher.start()
             yield running
         finally:
-            # The watcher thread has to outlive what it restarted: the kernel ends children with their thread.
-            runner.stop(stop_within_s)
-            ended.set()
-            if watcher.is_alive():
-                watcher.join()
+            try:
+                runner.stop(stop_within_s)
+            except KeyboardInterrupt:
+                runner.processes.stop_now.set()
+                runner.stop(0.0)
+                raise
+            finally:
+                # Not before: the kernel ends what the watcher restarted together with the watcher's thread.
+                ended.set()
+                if watcher.is_alive():
+                    watcher.join()
+                runner.close()
 
 
 @contextlib.contextmanager
@@ -142,25 +150,28 @@ def run(stack: Stack, *, log: Log, migrate: Migrate | None = None, processes: bo
                 runner.processes.stop_now.set()
             asked_to_stop.set()
 
-        handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        hang_up = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)  # nohup
+        handled = (signal.SIGINT, signal.SIGTERM, *hang_up)
         before = {number: signal.signal(number, on_signal) for number in handled}
         try:
             running = runner.start(processes, migrate, asked_to_stop.is_set)
             for line in _summary(running, stack):
                 log(RUNNER, line)
             runner.watch(asked_to_stop)
-        except InterruptedError:
+        except InterruptedStart:
             log(RUNNER, "stopped while it started")
         finally:
             runner.stop(PROCESSES_STOP_WITHIN_S)
+            runner.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
 
 def running_environment(root: Path, environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the service variables of the stack that runs in this checkout, {} when none does."""
-    found = state.read(from_environment(root, environ).home)
-    return found.addresses if found and found.is_alive else {}
+    home = from_environment(root, environ).home
+    found = state.read(home)
+    return found.addresses if found and state.is_held(home) else {}
 
 
 class _Session:
@@ -198,12 +209,12 @@ class _Session:
             handles[name] = self.processes.start(command, interrupted)
             self._log(RUNNER, f"{name} is ready on port {chosen[name]}")
         if interrupted():
-            raise InterruptedError
+            raise InterruptedStart
         if migrate is not None:
             migrate(environment)
         for entry in entries:
             if interrupted():
-                raise InterruptedError
+                raise InterruptedStart
             command = Command(entry.name, entry.argv, environment, stack.root)
             handles[entry.name] = self.processes.start(command, interrupted)
         return Started(environment, self._addresses, handles)
@@ -226,6 +237,9 @@ class _Session:
             self._log(RUNNER, f"killed, since they had not stopped yet: {', '.join(killed)}")
         if self._servers or workers:
             self._log(RUNNER, "all stopped")
+
+    def close(self) -> None:
+        """Take the note away, after everything that might write it has ended."""
         state.remove(self._stack.home)
 
     def _server(self, name: str, port: int, environment: Mapping[str, str]) -> Command:
@@ -244,7 +258,7 @@ class _Session:
     def _note_state(self) -> None:
         running = {
             process.name: (process.pid, int(process.command.stop_signal))
-            for process in self.processes.processes.values()
+            for process in list(self.processes.processes.values())  # the watcher's thread may be here too
         }
         state.write(self._stack.home, addresses.without_secrets(self._addresses), running)
 
@@ -279,9 +293,13 @@ def _log_or_files(stack: Stack, log: Log | None) -> Iterator[Log]:
         return
     directory = stack.home / "log"
     directory.mkdir(exist_ok=True)
+    with contextlib.ExitStack() as files:
+        opened: dict[str, IO[str]] = {}
 
-    def write(name: str, line: str) -> None:
-        with (directory / f"{name}.log").open("a", encoding="utf-8") as out:
-            out.write(line + "\n")
+        def write(name: str, line: str) -> None:
+            if name not in opened:
+                opened[name] = files.enter_context((directory / f"{name}.log").open("a", buffering=1, encoding="utf-8"))
+            with contextlib.suppress(ValueError):  # closed: the last words of a process that outlived its stop
+                opened[name].write(line + "\n")
 
-    yield write
+        yield write

@@ -52,4 +52,4 @@ def main() -> int:
 def _is_expected(error: Exception) -> bool:
     """Say whether an error is one that the user can mend. The database's are known only once it was loaded."""
     store_errors = getattr(sys.modules.get("db.errors"), "StoreError", ())
-    return isinstance(error, (ForebayError, stack.StackError)) or isinstance(error, store_errors)
+    return isinstance(error, (ForebayError, stack.StackError, store_errors))

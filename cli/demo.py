@@ -22,6 +22,9 @@ QUESTIONS = (
     "How can I measure the time that a piece of code takes?",
     "How do I parse a date that is written in ISO format?",
 )
+#: The local model answers so many at a time. With more slots the flood would wait inside the provider, where an urgent
+#: job cannot pass it.
+PROVIDER_SLOTS = "4"
 FLOOD = 60
 SHORT_ANSWER_TOKENS = 12
 ANSWER_TOKENS = 48
@@ -72,7 +75,8 @@ def demo(
     import os
 
     with stack.temporary_home() as home:
-        machine = stack.from_environment(ROOT, stack.without_services(os.environ), home=home)
+        own = {**stack.without_services(os.environ), "FOREBAY_CHAT_CONCURRENCY": PROVIDER_SLOTS}
+        machine = stack.from_environment(ROOT, own, home=home)
         err.print("starting Valkey, PostgreSQL, the local models, three workers and Flower ...")
         from cli.machine import upgrade
 
@@ -103,14 +107,30 @@ class _Show:
     def run(self) -> dict[str, Any]:
         """Send everything, kill a worker in the middle of it, wait for the end, count."""
         with progress() as bars:
+            self._wait_for_workers(bars)
             self._enqueue(bars)
             followed = [self._follow(bars, kind) for kind in (self.bulk, self.embedding, self.chat)]
-            self._kill(bars)
             self._ask_urgently(bars)
+            self._kill(bars)
             for thread in followed:
                 thread.join()
             self._ask(bars)
         return self._count()
+
+    def _wait_for_workers(self, bars: Progress) -> None:
+        from worker import broker, overview
+
+        lanes = sum(name.startswith("worker-") for name in self.running.processes)
+        task = bars.add_task("workers", total=lanes, note="")
+        began = time.monotonic()
+        while (ready := len(overview.workers(broker.connect()))) < lanes:
+            if time.monotonic() - began > WITHIN_S:
+                raise ForebayError(
+                    f"only {ready} of {lanes} workers came up in {WITHIN_S} s; try ./forebay up to see why"
+                )
+            bars.update(task, completed=ready)
+            time.sleep(0.1)
+        bars.update(task, completed=lanes)
 
     def _enqueue(self, bars: Progress) -> None:
         from tasks import BulkInsert, Chat, Embedding, enqueue
@@ -157,7 +177,7 @@ class _Show:
                 bars.update(task, completed=kind.succeeded + kind.ended_otherwise, total=kind.accepted)
                 if not kind.waiting:
                     break
-                time.sleep(0.1)
+                time.sleep(0.4)
             kind.seconds = time.monotonic() - began
 
         thread = threading.Thread(target=follow, daemon=True)
@@ -179,7 +199,12 @@ class _Show:
 
         task = bars.add_task("urgent chat", total=1, note="")
         job = enqueue.chat(
-            "What is the capital of France?", priority="CRITICAL", max_tokens=ANSWER_TOKENS, conversation="urgent"
+            "What is the capital of France?",
+            priority="CRITICAL",
+            max_tokens=ANSWER_TOKENS,
+            temperature=0.0,
+            system="You are a helpful assistant. Answer in one sentence.",
+            conversation="urgent",
         )
         self.chat.job_ids.append(job.id)
         answer = job.result(WITHIN_S)["text"]
@@ -213,8 +238,9 @@ class _Show:
 
     def _count(self) -> dict[str, Any]:
         """Compare what was accepted with what the records and the database hold."""
-        from db.engine import transaction
         from sqlalchemy import text
+
+        from db.engine import transaction
         from worker import broker, overview
         from worker.policy import load as load_policy
 
@@ -225,8 +251,11 @@ class _Show:
             rows = int(session.execute(text("SELECT count(*) FROM unicode_characters")).scalar_one())
             vectors = int(session.execute(text("SELECT count(*) FROM documents")).scalar_one())
             said = {
-                role: int(session.execute(text("SELECT count(*) FROM messages WHERE role = :role"), {"role": role})
-                          .scalar_one())
+                role: int(
+                    session.execute(
+                        text("SELECT count(*) FROM messages WHERE role = :role"), {"role": role}
+                    ).scalar_one()
+                )
                 for role in ("user", "assistant")
             }
         self.bulk.doubled = rows - self.rows

@@ -17,7 +17,7 @@ UNICODE_COLUMNS = (
     "mirrored",
     "numeric",
 )
-SHORTEST, LONGEST = 60, 1500
+SHORTEST, LONGEST = 60, 600
 
 
 def unicode_rows() -> Iterator[list[object]]:

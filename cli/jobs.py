@@ -42,8 +42,11 @@ def job(
     if as_json_:
         as_json(shown)
     else:
-        rows = [(name, json.dumps(value, ensure_ascii=False)[:2000] if name == "result" else value)
-                for name, value in shown.items() if value not in (None, "")]
+        rows = [
+            (name, json.dumps(value, ensure_ascii=False)[:2000] if name == "result" else value)
+            for name, value in shown.items()
+            if value not in (None, "")
+        ]
         table(f"job {job_id}", ("field", "value"), rows)
     if error:
         raise typer.Exit(1)

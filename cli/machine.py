@@ -45,7 +45,9 @@ def env(as_json_: Annotated[bool, typer.Option("--json", help="Print JSON for pr
 
 
 def migrate(
-    check: Annotated[bool, typer.Option("--check", help="Change nothing; exit code 1 if migrations are pending.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing; exit code 1 if migrations are pending.")
+    ] = False,
 ) -> None:
     """Bring the database's schema up to date. Several processes may call it at once."""
     from db import migration

@@ -28,9 +28,7 @@ class Inserted:
     repeated: bool
 
 
-def insert(
-    job_id: str | None, table: str, columns: Sequence[str], rows: Sequence[Sequence[object]]
-) -> Inserted:
+def insert(job_id: str | None, table: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Inserted:
     """Insert the rows into an ordinary table of the schema public, all or none.
 
     The job's receipt commits in the same transaction, so a second run, also one at the same time, adds

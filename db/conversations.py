@@ -30,7 +30,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model answered in one job, with the tokens that it reported."""
+    """What the model answered in one job, with the tokens and whatever else the provider reported."""
 
     message_id: int
     conversation_id: str
@@ -38,6 +38,7 @@ class Answer:
     model: str | None
     prompt_tokens: int | None
     completion_tokens: int | None
+    details: dict[str, object] | None
 
 
 def store_user_message(
@@ -74,8 +75,9 @@ def history_for(job_id: str, limit: int = 15) -> list[Message]:
     message = models.Message
     with transaction() as session:
         asked = session.execute(
-            select(message.conversation_id, message.created_at, message.id)
-            .where(message.job_id == job_id, message.role == "user")
+            select(message.conversation_id, message.created_at, message.id).where(
+                message.job_id == job_id, message.role == "user"
+            )
         ).one_or_none()
         if asked is None:
             raise ConversationError(f"job {job_id!r} has stored no user message: store it first")
@@ -90,6 +92,7 @@ def store_answer(  # noqa: PLR0917  # the columns of one message, in their order
     model: str | None = None,
     prompt_tokens: int | None = None,
     completion_tokens: int | None = None,
+    details: dict[str, object] | None = None,
 ) -> Answer:
     """Store a job's answer and return it; when an earlier run has stored one, return that instead.
 
@@ -98,8 +101,15 @@ def store_answer(  # noqa: PLR0917  # the columns of one message, in their order
     text.check(job_id=job_id, conversation_id=conversation_id, content=content, model=model)
     with transaction() as session:
         _store_once(
-            session, job_id, conversation_id, "assistant", content,
-            model=model, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens,
+            session,
+            job_id,
+            conversation_id,
+            "assistant",
+            content,
+            model=model,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            details=details,
         )
         stored = _answer(session, job_id)
     if stored is None:
@@ -113,14 +123,13 @@ def answer_of(job_id: str) -> Answer | None:
         return _answer(session, job_id)
 
 
-def _store_once(
-    session: Session, job_id: str, conversation_id: str, role: str, content: str, **details: str | int | None
-) -> int:
+def _store_once(session: Session, job_id: str, conversation_id: str, role: str, content: str, **more: object) -> int:
     """Insert the job's message of this role, or find it; of two runs at once, one waits for the other."""
     message = models.Message
     values = {"conversation_id": conversation_id, "job_id": job_id, "role": role, "content": content}
     stored: int | None = session.scalar(
-        insert(message).values(values | details)
+        insert(message)
+        .values(values | more)
         .on_conflict_do_nothing(index_elements=[message.job_id, message.role])
         .returning(message.id)
     )
@@ -146,8 +155,13 @@ def _answer(session: Session, job_id: str) -> Answer | None:
     message = models.Message
     row = session.execute(
         select(
-            message.id, message.conversation_id, message.content,
-            message.model, message.prompt_tokens, message.completion_tokens,
+            message.id,
+            message.conversation_id,
+            message.content,
+            message.model,
+            message.prompt_tokens,
+            message.completion_tokens,
+            message.details,
         ).where(message.job_id == job_id, message.role == "assistant")
     ).one_or_none()
     return None if row is None else Answer(*row)

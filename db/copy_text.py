@@ -22,9 +22,7 @@ from db.schema import Column, Kind
 _NULL = "\\N"
 _NULL_ELEMENT = "NULL"
 # Without the check a circular value ends in RecursionError.
-_dump = json.JSONEncoder(
-    ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
-).encode
+_dump = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")).encode
 _NESTED = {list, tuple, dict}
 _UNWRITABLE = (TypeError, ValueError, RecursionError)
 

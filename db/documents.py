@@ -61,9 +61,7 @@ def store(documents: Sequence[Document]) -> int:
     if not batch:
         return 0
     for document in batch:
-        text.check(
-            key=document.key, content=document.content, model=document.model, job_id=document.job_id
-        )
+        text.check(key=document.key, content=document.content, model=document.model, job_id=document.job_id)
     columns = {
         "keys": [document.key for document in batch],
         "contents": [document.content for document in batch],

@@ -179,7 +179,15 @@ def _within(number: Number, least: Number) -> Number:
 
 def _truth(given: str) -> bool:
     try:
-        return {"true": True, "1": True, "yes": True, "on": True,
-                "false": False, "0": False, "no": False, "off": False}[given.lower()]
+        return {
+            "true": True,
+            "1": True,
+            "yes": True,
+            "on": True,
+            "false": False,
+            "0": False,
+            "no": False,
+            "off": False,
+        }[given.lower()]
     except KeyError:
         raise ValueError(given) from None

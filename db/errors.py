@@ -62,43 +62,51 @@ class RowError(StoreError):
 class Fault(enum.Enum):
     """Whose fault a database error is, and so whether the same input may succeed later."""
 
-    AWAY = "away"        # the server cannot be reached or cannot work: no job is to blame, try later
-    BUSY = "busy"        # lost against others, or too slow for a timeout: try again, but not for ever
-    INPUT = "input"      # the input: it fails again however often it is tried
+    AWAY = "away"  # the server cannot be reached or cannot work: no job is to blame, try later
+    BUSY = "busy"  # lost against others, or too slow for a timeout: try again, but not for ever
+    INPUT = "input"  # the input: it fails again however often it is tried
     UNKNOWN = "unknown"  # none of these is certain
 
 
 # https://www.postgresql.org/docs/18/errcodes-appendix.html: whole classes by their first two characters.
-_AWAY_CLASSES = frozenset({
-    "08",  # connection exceptions
-    "53",  # insufficient resources: too many connections, out of memory, disk full
-    "58",  # system errors: I/O
-})
-_AWAY_STATES = frozenset({
-    "25006",  # read_only_sql_transaction: a failover left us on the standby
-    "40003",  # statement_completion_unknown
-    "57P01",  # admin_shutdown
-    "57P02",  # crash_shutdown
-    "57P03",  # cannot_connect_now
-    "57P05",  # idle_session_timeout
-})
-_BUSY_STATES = frozenset({
-    "25P03",  # idle_in_transaction_session_timeout
-    "25P04",  # transaction_timeout
-    "40001",  # serialization_failure
-    "40P01",  # deadlock_detected
-    "55006",  # object_in_use
-    "55P03",  # lock_not_available: lock_timeout passed
-    "57014",  # query_canceled: statement_timeout passed, mostly while waiting for a lock
-})
-_INPUT_CLASSES = frozenset({
-    "21",  # cardinality violation
-    "22",  # data exceptions
-    "23",  # integrity constraints
-    "42",  # unknown or forbidden table or column, syntax
-    "44",  # WITH CHECK OPTION
-    "54",  # program limits: a row, a statement or an index entry too large
-})
+_AWAY_CLASSES = frozenset(
+    {
+        "08",  # connection exceptions
+        "53",  # insufficient resources: too many connections, out of memory, disk full
+        "58",  # system errors: I/O
+    }
+)
+_AWAY_STATES = frozenset(
+    {
+        "25006",  # read_only_sql_transaction: a failover left us on the standby
+        "40003",  # statement_completion_unknown
+        "57P01",  # admin_shutdown
+        "57P02",  # crash_shutdown
+        "57P03",  # cannot_connect_now
+        "57P05",  # idle_session_timeout
+    }
+)
+_BUSY_STATES = frozenset(
+    {
+        "25P03",  # idle_in_transaction_session_timeout
+        "25P04",  # transaction_timeout
+        "40001",  # serialization_failure
+        "40P01",  # deadlock_detected
+        "55006",  # object_in_use
+        "55P03",  # lock_not_available: lock_timeout passed
+        "57014",  # query_canceled: statement_timeout passed, mostly while waiting for a lock
+    }
+)
+_INPUT_CLASSES = frozenset(
+    {
+        "21",  # cardinality violation
+        "22",  # data exceptions
+        "23",  # integrity constraints
+        "42",  # unknown or forbidden table or column, syntax
+        "44",  # WITH CHECK OPTION
+        "54",  # program limits: a row, a statement or an index entry too large
+    }
+)
 
 
 def fault_of(error: BaseException) -> Fault:

@@ -89,9 +89,7 @@ def _config() -> Config:
 def _separate_engine() -> Iterator[Engine]:
     """Give an engine without pool and statement timeout: a migration may take as long as it needs."""
     given = replace(engine.settings(), statement_timeout_s=0)
-    own = sqlalchemy.create_engine(
-        given.url, poolclass=NullPool, connect_args=engine.connect_arguments(given)
-    )
+    own = sqlalchemy.create_engine(given.url, poolclass=NullPool, connect_args=engine.connect_arguments(given))
     try:
         yield own
     finally:
@@ -110,8 +108,7 @@ def _lock(own: Engine, timeout_s: float) -> Iterator[None]:
         while not connection.scalar(sqlalchemy.select(sqlalchemy.func.pg_try_advisory_lock(_LOCK_KEY))):
             if time.monotonic() >= give_up_at:
                 raise MigrationError(
-                    f"another process has been migrating this database for over {timeout_s:g} s: "
-                    "wait for it or end it"
+                    f"another process has been migrating this database for over {timeout_s:g} s: wait for it or end it"
                 )
             time.sleep(_LOCK_POLL_S)
         yield  # closing the connection releases the lock, whatever happened

@@ -87,8 +87,7 @@ def _read(session: Session, table: str) -> dict[str, Column]:
         raise TableError(f"table {table!r}: a name cannot hold U+0000")
     rows = session.execute(_COLUMNS, {"table": table})
     return {
-        name: Column(name, spelled, _kind(base, category, element))
-        for name, spelled, base, category, element in rows
+        name: Column(name, spelled, _kind(base, category, element)) for name, spelled, base, category, element in rows
     }
 
 

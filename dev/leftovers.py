@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -29,46 +30,56 @@ def trace(name: str, pid: int, stop_signal: int) -> Trace | None:
         return None
 
 
-def is_alive(pid: int, created: float) -> bool:
-    """Tell whether the process that was created then still runs."""
-    try:
-        process = psutil.Process(pid)
-        same = abs(process.create_time() - created) < _CLOCK_TOLERANCE_S
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
-
-
 def end(traces: Iterable[Trace]) -> list[str]:
     """End what is left of the recorded processes and of their sessions; return the names of what was found.
 
     Each process was a session's leader. Its own stop signal comes first, so that a database closes its files,
     then SIGKILL for whatever remains.
     """
-    found: dict[str, list[psutil.Process]] = {}
-    for known in traces:
-        members = _session(known)
-        if members:
-            found[known.name] = members
-        if is_alive(known.pid, known.created):
+    sessions = {known: _session(known) for known in traces}
+    for known, members in sessions.items():
+        if any(member.pid == known.pid for member in members):
             _signal(known.pid, known.stop_signal)
-    remaining = [member for members in found.values() for member in members]
-    servers_done = psutil.wait_procs(remaining, timeout=_WITHIN_S if remaining else 0)
-    for process in servers_done[1]:
+        else:  # without its leader a session has nobody who could stop it in good order
+            for member in members:
+                _signal(member.pid, signal.SIGKILL)
+    everyone = [member for members in sessions.values() for member in members]
+    for process in _still_running(everyone, _WITHIN_S):
         _signal(process.pid, signal.SIGKILL)
-    psutil.wait_procs(servers_done[1], timeout=5)
-    return list(found)
+    _still_running(everyone, _WITHIN_S)
+    return [known.name for known, members in sessions.items() if members]
+
+
+def _still_running(processes: list[psutil.Process], within_s: float) -> list[psutil.Process]:
+    """Wait for the processes' end and return those that run on; a zombie has ended, though nobody may reap it."""
+    deadline = time.monotonic() + within_s
+    while True:
+        running = [process for process in processes if process.is_running() and not _is_zombie(process)]
+        if not running or time.monotonic() > deadline:
+            return running
+        time.sleep(0.05)
+
+
+def _is_zombie(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return True
 
 
 def _session(known: Trace) -> list[psutil.Process]:
-    if psutil.pid_exists(known.pid) and not is_alive(known.pid, known.created):
-        return []  # the pid names another process now, and with it another session
+    """Return the processes of a session that still run, its leader among them or not."""
+    try:
+        if abs(psutil.Process(known.pid).create_time() - known.created) > _CLOCK_TOLERANCE_S:
+            return []  # the pid names another process now, and with it another session
+    except psutil.NoSuchProcess:
+        pass  # the leader has ended, its session may go on
     members = []
     for process in psutil.process_iter():
         try:
-            if os.getsid(process.pid) == known.pid and process.status() != psutil.STATUS_ZOMBIE:
+            if os.getsid(process.pid) == known.pid and not _is_zombie(process):
                 members.append(process)
-        except (OSError, psutil.Error):
+        except OSError:
             continue
     return members
 

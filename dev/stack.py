@@ -196,6 +196,7 @@ class _Session:
         wanted = {name: PORT_VARIABLES[name] for name in (*stack.embedded, FLOWER)}
         chosen = ports.choose(wanted, stack.environ, stack.home / "ports.json")
         self._addresses = addresses.of_services(stack.environ, chosen)
+        self._note_state()
         environment = {
             **stack.environ,
             **self._addresses,
@@ -243,12 +244,15 @@ class _Session:
         state.remove(self._stack.home)
 
     def _server(self, name: str, port: int, environment: Mapping[str, str]) -> Command:
-        stack = self._stack
-        if name == valkey.NAME:
-            return valkey.command(stack.home / valkey.NAME, port, durable=stack.durable)
-        if name == postgres.NAME:
-            return postgres.command(stack.home, port, durable=stack.durable, say=lambda line: self._log(RUNNER, line))
-        return provider.command(stack.root, port, environment)
+        home, durable = self._stack.home, self._stack.durable
+        try:
+            if name == valkey.NAME:
+                return valkey.command(home / valkey.NAME, port, durable=durable)
+            if name == postgres.NAME:
+                return postgres.command(home, port, durable=durable, say=lambda line: self._log(RUNNER, line))
+            return provider.command(self._stack.root, port, environment)
+        except OSError as error:
+            raise StackError(f"cannot prepare {name} in {home}: {error}; set FOREBAY_HOME to another place") from error
 
     def _end_leftovers(self) -> None:
         known = state.read(self._stack.home)

@@ -32,7 +32,6 @@ def chat(self: ChatJob, **arguments: Any) -> dict[str, Any]:
     turn, job_id = Chat(**arguments), self.request.id
     _keep(job_id, turn)
     answer = conversations.answer_of(job_id)
-    extra: dict[str, Any] = {}
     if answer is None:
         completion = llm.chat(
             _prompt(job_id, turn),
@@ -49,21 +48,19 @@ def chat(self: ChatJob, **arguments: Any) -> dict[str, Any]:
             completion.model,
             completion.prompt_tokens,
             completion.completion_tokens,
+            {"finish_reason": completion.finish_reason, "tool_calls": completion.tool_calls},
         )
-        extra = {"finish_reason": completion.finish_reason, "tool_calls": completion.tool_calls}
     return {
         "text": answer.content,
         "conversation": turn.conversation,
         "model": answer.model,
         "usage": {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens},
-        **extra,
+        **(answer.details or {}),
     }
 
 
 def _keep(job_id: str, turn: Chat) -> None:
-    conversations.store_user_message(
-        job_id, turn.conversation, turn.message, user_id=turn.user, tenant=turn.tenant
-    )
+    conversations.store_user_message(job_id, turn.conversation, turn.message, user_id=turn.user, tenant=turn.tenant)
 
 
 def _prompt(job_id: str, turn: Chat) -> list[llm.Message]:

@@ -13,7 +13,8 @@ from worker import broker, message
 from worker.broker import Submission
 from worker.errors import JobRefused
 from worker.policy import load as load_policy
-from worker.priority import Priority, parse as parse_priority
+from worker.priority import Priority
+from worker.priority import parse as parse_priority
 
 #: Seconds from now, or a moment with its time zone.
 When = float | timedelta | datetime

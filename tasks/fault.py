@@ -1,8 +1,15 @@
 """Say of every error that our tasks meet whether trying again may help."""
 
-from db.errors import StoreError, is_transient
+from db import errors
 from tasks.llm import ProviderAway, ProviderBusy
 from worker.outcome import Fault
+
+OF_DATABASE = {
+    errors.Fault.AWAY: Fault.AWAY,
+    errors.Fault.BUSY: Fault.PASSING,  # a deadlock, a timeout: the same statement may meet it for ever
+    errors.Fault.INPUT: Fault.FATAL,
+    errors.Fault.UNKNOWN: Fault.FATAL,
+}
 
 
 def of(error: Exception) -> Fault:
@@ -11,8 +18,4 @@ def of(error: Exception) -> Fault:
         return Fault.AWAY
     if isinstance(error, ProviderAway):
         return Fault.PASSING
-    if is_transient(error):
-        return Fault.AWAY
-    if isinstance(error, StoreError):
-        return Fault.FATAL
-    return Fault.FATAL
+    return OF_DATABASE[errors.fault_of(error)]

@@ -126,7 +126,8 @@ class Group:
 
     def cancel(self) -> bool:
         """Cancel every job that has not been fetched; return whether none will run."""
-        return all([job.cancel() for job in self.jobs])
+        cancelled = [job.cancel() for job in self.jobs]  # every one, also behind one that runs
+        return all(cancelled)
 
     def _statuses(self) -> list[str]:
         if any(job._inline is not None for job in self.jobs):
@@ -140,9 +141,7 @@ class Group:
 
 def status_of(record: dict[str, str]) -> str:
     """Return the status that a record stands for."""
-    return _status(
-        record["state"].encode(), record.get("attempts", "").encode(), record.get("cancel", "").encode()
-    )
+    return _status(record["state"].encode(), record.get("attempts", "").encode(), record.get("cancel", "").encode())
 
 
 def _status(state: bytes | None, attempts: bytes | None, cancel: bytes | None) -> str:

@@ -100,7 +100,7 @@ def chat(
     calls = [call.model_dump(mode="json") for call in choice.message.tool_calls or []]
     usage = reply.usage
     return Completion(
-        text=choice.message.content or "",
+        text=(choice.message.content or "").replace("\x00", "\ufffd"),  # PostgreSQL stores no NUL
         model=reply.model,
         finish_reason=choice.finish_reason,
         prompt_tokens=usage.prompt_tokens if usage else sum(estimate_tokens(str(m.get("content"))) for m in messages),
@@ -143,7 +143,8 @@ _briefly = retry(
 @_briefly
 def _chat(model: str, messages: list[Message], timeout_s: float, given: dict[str, Any]) -> Any:
     with _sorted_errors():
-        return _client().chat.completions.create(model=model, messages=messages, timeout=timeout_s, **given)
+        given = {"model": model, "messages": messages, "timeout": timeout_s, **given}
+        return _client().chat.completions.create(**given)
 
 
 @_briefly
@@ -157,7 +158,7 @@ def _client() -> openai.OpenAI:
 
 
 @cache
-def _client_of(pid: int, base_url: str, key: str) -> openai.OpenAI:
+def _client_of(_pid: int, base_url: str, key: str) -> openai.OpenAI:
     import openai
 
     # its own retries sleep inside the slot and hide errors from the retry policy

@@ -44,7 +44,7 @@ class Workers:
         self.running: list[Worker] = []
 
     def start(self, lane: str, **settings: str) -> Worker:
-        """Start a lane's worker as ``./forebay worker LANE`` does, with more environment variables; wait until ready."""
+        """Start a lane's worker as ``./forebay worker LANE`` does, with more variables; wait until ready."""
         return self.run([sys.executable, "-m", "cli", "worker", lane], **settings)
 
     def run(self, command: list[str], **settings: str) -> Worker:

@@ -9,7 +9,7 @@ app = Celery("forebay", task_cls="worker.task:Job")
 app.config_from_object("celeryconfig")
 
 
-@celeryd_init.connect
+@celeryd_init.connect  # type: ignore[untyped-decorator]
 def name_node(sender: str, **_: object) -> None:
     """Let the lease say which node holds it."""
     os.environ["FOREBAY_NODE"] = sender

@@ -7,6 +7,7 @@ and events are those of any other task.
 """
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from celery.app.trace import fast_trace_task, trace_task_ret
 from celery.worker.strategy import default
 
 from worker.policy import Batch
+from worker.priority import FETCH_ORDER
 from worker.request import Request
 from worker.task import Job
 
@@ -51,31 +53,59 @@ class Timer(Protocol):
 
 
 class Gatherer:
-    """The requests of one task that wait for company. Lives in the main loop; not for other threads."""
+    """The requests of one task that wait for company.
 
-    def __init__(self, limits: Batch, timer: Timer, dispatch: Callable[[list[Request]], None]) -> None:
+    A batch is sent off when it is full, or when its first request has waited long enough, and a slot of the pool is
+    free. It takes the most urgent requests: what is fetched first is not yet run first. Requests come from the main
+    loop, ends of batches from the pool's threads.
+    """
+
+    def __init__(self, limits: Batch, slots: int, timer: Timer, send: Callable[[list[Request]], None]) -> None:
         self.limits = limits
+        self.free = slots
         self.timer = timer
-        self.dispatch = dispatch
+        self.send = send
         self.waiting: list[Request] = []
-        self.entry: Any = None
+        self.overdue = False
+        self._timing = False
+        self._lock = threading.Lock()
 
     def add(self, request: Request) -> None:
-        """Take a request in; send the batch off when it is full."""
-        self.waiting.append(request)
-        if len(self.waiting) >= self.limits.max_jobs:
-            self.flush()
-        elif self.entry is None:
-            self.entry = self.timer.call_after(self.limits.max_wait_s, self.flush)
+        """Take a request in."""
+        with self._lock:
+            self.waiting.append(request)
+            self._send_off()
+            if self.waiting and not self._timing and not self.overdue:
+                self._timing = True
+                self.timer.call_after(self.limits.max_wait_s, self.waited)
 
-    def flush(self) -> None:
-        """Send off what waits."""
-        if self.entry is not None:
-            self.entry.cancel()
-            self.entry = None
-        batch, self.waiting = self.waiting, []
-        if batch:
-            self.dispatch(batch)
+    def waited(self) -> None:
+        """Note that the first request has waited long enough."""
+        with self._lock:
+            self._timing = False
+            self.overdue = bool(self.waiting)
+            self._send_off()
+
+    def ended(self) -> None:
+        """Note that a batch has ended: its slot is free."""
+        with self._lock:
+            self.free += 1
+            # who waited while every slot was taken waits no longer for company
+            self.overdue = self.overdue or bool(self.waiting)
+            self._send_off()
+
+    def _send_off(self) -> None:
+        while self.free and self.waiting and (self.overdue or len(self.waiting) >= self.limits.max_jobs):
+            self.waiting.sort(key=_urgency)
+            batch, self.waiting = self.waiting[: self.limits.max_jobs], self.waiting[self.limits.max_jobs :]
+            self.overdue = self.overdue and bool(self.waiting)
+            self.free -= 1
+            self.send(batch)
+
+
+def _urgency(request: Request) -> int:
+    step = int(request._message.properties.get("priority") or 0)
+    return FETCH_ORDER.index(step) if step in FETCH_ORDER else len(FETCH_ORDER)
 
 
 def strategy(task: BatchJob, app: Any, consumer: Any) -> Any:
@@ -85,10 +115,10 @@ def strategy(task: BatchJob, app: Any, consumer: Any) -> Any:
         return default(task, app, consumer)
     pool = consumer.pool
 
-    def dispatch(batch: list[Request]) -> None:
-        pool.apply_async(run, (task, batch))
+    def send(batch: list[Request]) -> None:
+        pool.apply_async(run, (task, batch, gatherer.ended))
 
-    gatherer = Gatherer(queue.batch, consumer.timer, dispatch)
+    gatherer = Gatherer(queue.batch, pool.limit, consumer.timer, send)
     one_by_one = consumer.on_task_request
 
     def take(request: Request) -> None:
@@ -105,7 +135,7 @@ def strategy(task: BatchJob, app: Any, consumer: Any) -> Any:
         consumer.on_task_request = one_by_one
 
 
-def run(task: BatchJob, batch: list[Request]) -> None:
+def run(task: BatchJob, batch: list[Request], ended: Callable[[], None]) -> None:
     """Run a batch in a thread of the pool. A delivery that was given to another worker meanwhile is left out."""
     try:
         running = _started(task, batch)
@@ -117,6 +147,8 @@ def run(task: BatchJob, batch: list[Request]) -> None:
     except Exception:
         logger.exception("a batch of %d jobs broke off; what is not settled comes back with the lease", len(batch))
         raise
+    finally:
+        ended()
 
 
 def answers(task: BatchJob, jobs: Sequence[tuple[str, dict[str, Any]]]) -> list[Answer]:

@@ -70,7 +70,7 @@ class Delivery:
         return f"{self.number}:{self.id}"
 
     @classmethod
-    def of_tag(cls, tag: str) -> "Delivery":
+    def of_tag(cls, tag: str) -> Delivery:
         number, _, job_id = tag.partition(":")
         return cls(job_id, int(number))
 
@@ -93,11 +93,11 @@ class Broker:
     """
 
     def __init__(self, client: redis.Redis, prefix: str = "") -> None:
-        self.redis = client
+        self.redis: Any = client  # redis-py types each reply as the union of all that it may be
         self.keys = Keys(prefix)
         self.scripts = scripts.load(client)
 
-    def run(self, name: str, *args: str | int | float) -> Any:
+    def run(self, name: str, *args: str | float) -> Any:
         """Run one script and return its reply. Raises what redis-py raises."""
         return self.scripts[name](args=[self.keys.prefix, *args])
 
@@ -126,15 +126,16 @@ class Broker:
 
     def _accept_chunk(self, chunk: Sequence[Submission]) -> list[Any]:
         from redis.exceptions import ConnectionError as NotConnected
-        from redis.exceptions import ResponseError, TimeoutError
+        from redis.exceptions import ResponseError
+        from redis.exceptions import TimeoutError as NoAnswer
 
         for attempt in (1, 2):
             try:
                 pipeline = self.redis.pipeline(transaction=False)
                 for submission in chunk:
                     self.scripts["accept"](args=[self.keys.prefix, *submission.args()], client=pipeline)
-                return pipeline.execute(raise_on_error=False)
-            except (NotConnected, TimeoutError) as error:
+                return list(pipeline.execute(raise_on_error=False))
+            except (NotConnected, NoAnswer) as error:
                 if attempt == 2:
                     raise BrokerUnavailable(_unreachable(self.redis, error)) from error
                 time.sleep(0.1)
@@ -204,8 +205,9 @@ def connect(url: str | None = None) -> Broker:
     Connections are made as kombu makes them, so TLS, Sentinel, credentials and the key prefix work the same.
     Raises `BrokerUnavailable`.
     """
-    import celeryconfig  # the settings, not Celery
     from kombu import Connection
+
+    import celeryconfig  # the settings, not Celery
 
     connection = Connection(
         url or celeryconfig.broker_url,
@@ -221,7 +223,7 @@ def connect(url: str | None = None) -> Broker:
     return channel.broker
 
 
-def client_of(channel: "Channel") -> redis.Redis:
+def client_of(channel: Channel) -> redis.Redis:
     """Return a client with a pool of its own, connected as the channel is, that outlives the channel."""
     import redis
 

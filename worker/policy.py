@@ -44,7 +44,9 @@ class Lease(Model):
     @model_validator(mode="after")
     def _can_be_renewed(self) -> "Lease":
         if self.renew_every_s > self.duration_s / 3:
-            raise ValueError("renew_every_s: must be at most a third of duration_s, or one slow renewal loses the lease")
+            raise ValueError(
+                "renew_every_s: must be at most a third of duration_s, or one slow renewal loses the lease"
+            )
         return self
 
 
@@ -171,7 +173,9 @@ def _load(path: Path | None, environ: Mapping[str, str]) -> tuple[Policy, queuef
     try:
         policy = Policy.model_validate(read.values)
     except ValidationError as error:
-        raise ConfigurationError(read.faults + [_fault(read, each) for each in error.errors(include_url=False)]) from None
+        raise ConfigurationError(
+            read.faults + [_fault(read, each) for each in error.errors(include_url=False)]
+        ) from None
     if read.faults:
         raise ConfigurationError(read.faults)
     return policy, read

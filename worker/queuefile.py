@@ -71,7 +71,9 @@ def read(path: Path, environ: Mapping[str, str]) -> Reading:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise ConfigurationError([f"{path}: cannot be read: {error.strerror}; set FOREBAY_QUEUES to your file"]) from None
+        raise ConfigurationError(
+            [f"{path}: cannot be read: {error.strerror}; set FOREBAY_QUEUES to your file"]
+        ) from None
     if len(content) > LARGEST_BYTES:
         raise ConfigurationError([f"{path}: has {len(content)} bytes; at most {LARGEST_BYTES} are read"])
     try:
@@ -133,7 +135,13 @@ def _override(reading: Reading, environ: Mapping[str, str]) -> None:
         elif variable in CELERY:
             for name in names:
                 if CELERY[variable] == "prefetch_multiplier" or queues[name].get("pool") == "prefork":
-                    _put(reading, f"queues.{name}.{CELERY[variable]}", value, variable, _variable(name + "." + CELERY[variable]) in environ)
+                    _put(
+                        reading,
+                        f"queues.{name}.{CELERY[variable]}",
+                        value,
+                        variable,
+                        _variable(name + "." + CELERY[variable]) in environ,
+                    )
         elif re.match(r"FOREBAY_[A-Z]", variable) and variable not in OTHERS:
             nearest = get_close_matches(variable, [*known, *OTHERS], n=1)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""

@@ -25,6 +25,7 @@ TEXT = 10_000
 class Request(request.Request):  # type: ignore[misc]
     """One delivery of a job in this worker. Each callback of Celery's notes the settle before it acknowledges."""
 
+    acknowledged: bool
     _settle: Settle = staticmethod(Broker.done)
 
     @property

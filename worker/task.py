@@ -8,8 +8,9 @@ from celery.exceptions import Ignore, Reject, Retry
 
 from worker import outcome
 from worker.outcome import Fault
-from worker.policy import Queue, load as load_policy
+from worker.policy import Queue
 from worker.policy import Retry as RetryPolicy
+from worker.policy import load as load_policy
 
 #: For tasks of no declared queue: fail at once, as Celery does.
 ONCE = RetryPolicy(max_attempts=1)
@@ -50,7 +51,7 @@ class Job(Task):  # type: ignore[misc]
     def lane(self) -> Queue | None:
         """The declared queue that this run came through, or else the one that declares this task, or None."""
         policy = load_policy()
-        carried = (self.request.delivery_info or {}).get("routing_key")
+        carried = str((self.request.delivery_info or {}).get("routing_key"))
         return policy.queues.get(carried) or policy.queue_of_task(self.name)
 
     def classify(self, error: Exception) -> Fault:
@@ -66,8 +67,7 @@ class Job(Task):  # type: ignore[misc]
             return self.run(*args, **kwargs)
         try:
             if self.request.get("forebay_verdict"):
-                self.abandoned(*args, **kwargs)
-                raise Ignore(self.request.get("forebay_verdict"))
+                return self._abandon(*args, **kwargs)
             return self.body(*args, **kwargs)
         except (Retry, Ignore, Reject):
             raise
@@ -78,6 +78,10 @@ class Job(Task):  # type: ignore[misc]
             if again is None:
                 raise
             raise again from error
+
+    def _abandon(self, *args: Any, **kwargs: Any) -> None:
+        self.abandoned(*args, **kwargs)
+        raise Ignore(self.request.get("forebay_verdict"))  # the request settles by the verdict
 
     def body(self, *args: Any, **kwargs: Any) -> Any:
         """Do the job."""

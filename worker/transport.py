@@ -11,6 +11,7 @@ polling paused while prefetch is full, half-open connections found by the health
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from queue import Empty
 from time import monotonic
@@ -179,7 +180,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         self._nap_s = NAP_S if nap_s is None else min(NAP_S, max(0.001, nap_s))
         return fetched
 
-    def _poll_error(self, type: str, **options: Any) -> None:
+    def _poll_error(self, type: str, **options: Any) -> None:  # noqa: A002 - kombu's name
         if type == "LISTEN":
             super()._poll_error(type, **options)
         else:
@@ -257,10 +258,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         """Close the channel. A fetch under way is read and given back; a wait for the bell is broken off."""
         if self._in_poll and self.__dict__.get("client") is not None:
             if self._awaiting == "EVALSHA":
-                try:
+                with suppress(self.connection_errors):  # if it fails, what it fetched comes back with the lease
                     self._give_back(self._read_reply())
-                except self.connection_errors:
-                    pass  # what it fetched is held by this process and comes back with its lease
                 self._in_poll = None
             elif self.client.connection is not None:
                 self.client.connection.disconnect()
@@ -309,6 +308,6 @@ def _epoch(eta: Any) -> float | None:
     if not eta:
         return None
     if not isinstance(eta, str):
-        raise ValueError(f"eta: {eta!r} is not an ISO 8601 time")
+        raise ValueError(f"eta: {eta!r} is not an ISO 8601 time")  # noqa: TRY004 - whatever is wrong with a message
     when = datetime.fromisoformat(eta)
     return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()

@@ -42,11 +42,13 @@ def test_the_nearest_come_first(model: str) -> None:
 
 
 def test_only_vectors_of_the_same_length_and_model_are_compared(model: str) -> None:
-    documents.store([
-        Document(f"{model}-2", "two", [1, 0], model),
-        Document(f"{model}-3", "three", [1, 0, 0], model),
-        Document(f"{model}-other", "other", [1, 0], "other-" + model),
-    ])
+    documents.store(
+        [
+            Document(f"{model}-2", "two", [1, 0], model),
+            Document(f"{model}-3", "three", [1, 0, 0], model),
+            Document(f"{model}-other", "other", [1, 0], "other-" + model),
+        ]
+    )
     assert [found.content for found in documents.nearest([1, 0, 0], model=model)] == ["three"]
     assert [found.content for found in documents.nearest([1, 0], model=model)] == ["two"]
     assert documents.nearest([1, 0, 0, 0, 0, 0, 0], model=model) == []

@@ -83,9 +83,7 @@ def test_one_idempotency_key_makes_one_job_under_concurrent_producers(broker: Br
 
 def test_concurrent_producer_processes_get_the_first_job(broker: Broker) -> None:
     program = "from tasks import enqueue; print(enqueue.chat('hello', idempotency_key='across').id)"
-    started = [
-        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(4)
-    ]
+    started = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(4)]
     assert len({process.communicate()[0] for process in started}) == 1
     assert broker.redis.hget(broker.keys.stats("chat"), "submitted") == b"1"
 

@@ -18,7 +18,9 @@ def celery_envelope() -> dict[str, Any]:
     with app.connection_for_write() as connection:
         channel = connection.default_channel
         queue = channel.connection.client.SimpleQueue("reference")
-        app.send_task("tasks.chat", kwargs={"message": "hello"}, task_id="an-id", queue="reference", connection=connection)
+        app.send_task(
+            "tasks.chat", kwargs={"message": "hello"}, task_id="an-id", queue="reference", connection=connection
+        )
         raw = queue.get(timeout=5)
         envelope = {
             "body": raw.body,

@@ -49,4 +49,6 @@ def test_backoff_doubles_until_its_bound(policy: Policy, spent: int) -> None:
     assert isinstance(now, Retry)
     assert isinstance(later, Retry)
     bound = patient.backoff_max_s
-    assert later.after_s == min(bound, now.after_s * 2) or abs(later.after_s - min(bound, now.after_s * 2)) < 1e-9 * bound
+    assert (
+        later.after_s == min(bound, now.after_s * 2) or abs(later.after_s - min(bound, now.after_s * 2)) < 1e-9 * bound
+    )

@@ -35,17 +35,21 @@ def upgrade() -> None:
         sa.Column("model", sa.Text),
         sa.Column("prompt_tokens", sa.Integer),
         sa.Column("completion_tokens", sa.Integer),
+        sa.Column("details", JSONB),
         _time("created_at"),
         sa.PrimaryKeyConstraint("id", name="pk_messages"),
         sa.ForeignKeyConstraint(
-            ["conversation_id"], ["conversations.id"],
-            name="fk_messages_conversation_id", ondelete="CASCADE",
+            ["conversation_id"],
+            ["conversations.id"],
+            name="fk_messages_conversation_id",
+            ondelete="CASCADE",
         ),
         sa.UniqueConstraint("job_id", "role", name="uq_messages_job_id_role"),
         sa.CheckConstraint("role IN ('system', 'user', 'assistant', 'tool')", name=op.f("ck_messages_role")),
     )
     op.create_index(
-        "ix_messages_history", "messages",
+        "ix_messages_history",
+        "messages",
         ["conversation_id", sa.text("created_at DESC"), sa.text("id DESC")],
     )
     op.create_table(
@@ -54,9 +58,7 @@ def upgrade() -> None:
         sa.Column("content", sa.Text, nullable=False),
         sa.Column("embedding", Vector(), nullable=False),
         sa.Column("model", sa.Text, nullable=False),
-        sa.Column(
-            "dimensions", sa.Integer, sa.Computed("vector_dims(embedding)", persisted=True), nullable=False
-        ),
+        sa.Column("dimensions", sa.Integer, sa.Computed("vector_dims(embedding)", persisted=True), nullable=False),
         sa.Column("job_id", sa.Text),
         _time("updated_at"),
         sa.PrimaryKeyConstraint("key", name="pk_documents"),

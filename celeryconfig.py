@@ -43,7 +43,8 @@ task_routes = {queue.task: {"queue": queue.name} for queue in _policy.queues.val
 # What loses nothing: a job is acknowledged when it has ended, and a lost child is no end.
 task_acks_late = True
 task_reject_on_worker_lost = True
-task_acks_on_failure_or_timeout = True
+task_acks_on_failure = True
+task_acks_on_timeout = True
 
 # JSON only.
 task_serializer = "json"

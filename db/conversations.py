@@ -85,7 +85,7 @@ def history_for(job_id: str, limit: int = 15) -> list[Message]:
         return _latest(session, message.conversation_id == asked.conversation_id, until, limit=limit)
 
 
-def store_answer(  # noqa: PLR0917  # the columns of one message, in their order
+def store_answer(  # the columns of one message, in their order
     job_id: str,
     conversation_id: str,
     content: str,

@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
     for ignored_by_python in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(ignored_by_python, signal.SIG_DFL)
     try:
-        os.execvp(command[0], command)  # noqa: S606 - becoming another program is the point
+        os.execvp(command[0], command)
     except OSError as error:
         sys.stderr.write(f"cannot start {command[0]}: {error.strerror}\n")
         sys.exit(127)

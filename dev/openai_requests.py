@@ -37,6 +37,9 @@ async def json_object(request: Request) -> dict[str, Any]:
     """Return the request's body; raise ApiError when it is no JSON object."""
     try:
         body = json.loads(await request.body())
+        json.dumps(body, ensure_ascii=False).encode()  # half of a surrogate pair is valid JSON and no text
+    except UnicodeEncodeError as error:
+        raise ApiError(400, f"the text is not valid Unicode: {error}") from error
     except ValueError as error:
         raise ApiError(400, f"the body is not valid JSON: {error}") from error
     if not isinstance(body, dict):
@@ -130,10 +133,6 @@ async def _refuse_http(request: Request, error: Exception) -> Response:
     return await _refuse(request, ApiError(error.status_code, f"{error.detail}: {request.method} {request.url.path}"))
 
 
-async def _refuse_text(request: Request, error: Exception) -> Response:
-    return await _refuse(request, ApiError(400, f"the text is not valid Unicode: {error}"))
-
-
 async def _fail(request: Request, _error: Exception) -> Response:
     return await _refuse(request, ApiError(500, "the provider failed; its log says why"))
 
@@ -141,6 +140,5 @@ async def _fail(request: Request, _error: Exception) -> Response:
 EXCEPTION_HANDLERS = {
     ApiError: _refuse,
     HTTPException: _refuse_http,
-    UnicodeEncodeError: _refuse_text,
     Exception: _fail,
 }

@@ -22,7 +22,8 @@ DATABASE = "forebay"
 SUPERUSER = "postgres"
 MAX_CONNECTIONS = 200
 UNDER_ROOT = "nobody"  # PostgreSQL refuses to run as root; this user is on every system
-_NOT_DURABLE = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
+# A commit still reaches the kernel before it is reported, so that it survives a SIGKILL of the server.
+_NOT_DURABLE = ("fsync=off", "full_page_writes=off")
 
 
 @dataclass(frozen=True)

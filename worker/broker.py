@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -198,28 +199,32 @@ class Broker:
         return int(self.run("sweep", most))
 
 
-@cache
 def connect(url: str | None = None) -> Broker:
-    """Return this process's broker for a URL, by default the one that Celery's settings name.
+    """Return this process's broker for a URL, by default the one that CELERY_BROKER_URL or Celery's settings name.
 
     Connections are made as kombu makes them, so TLS, Sentinel, credentials and the key prefix work the same.
     Raises `BrokerUnavailable`.
     """
-    from kombu import Connection
-
     import celeryconfig  # the settings, not Celery
 
+    return _connect(url or os.environ.get("CELERY_BROKER_URL") or celeryconfig.broker_url)
+
+
+@cache
+def _connect(url: str) -> Broker:
+    from kombu import Connection
+
+    import celeryconfig
+
     connection = Connection(
-        url or celeryconfig.broker_url,
+        url,
         transport=celeryconfig.broker_transport,
         transport_options=celeryconfig.broker_transport_options,
     )
     try:
-        channel: Channel = connection.default_channel
-    except Exception as error:
-        if isinstance(error, connection.connection_errors):
-            raise BrokerUnavailable(_unreachable_at(connection.as_uri(), error)) from error
-        raise
+        channel: Channel = connection.channel()
+    except connection.connection_errors as error:
+        raise BrokerUnavailable(_unreachable_at(connection.as_uri(), error)) from error
     return channel.broker
 
 

@@ -2,7 +2,8 @@
 
 kombu keeps one list per priority step; its numbers mean the reverse on Redis of what they mean on RabbitMQ, so nobody
 but this module handles them. Step 0 is the list that ``redis-cli llen QUEUE`` shows and that a producer lands in which
-names no priority, so it is NORMAL, and the order of fetching is not the order of the steps.
+names no priority, so it is NORMAL, and the order of fetching is not the order of the steps. Steps 0, 3, 6 and 9 are
+kombu's own, so that every list that a plain Celery producer can push to is read.
 """
 
 from difflib import get_close_matches
@@ -14,11 +15,11 @@ from worker.errors import JobRefused
 class Priority(Enum):
     """How urgent a job is: CRITICAL at once, HIGH when a user waits, NORMAL, LOW for upkeep, BATCH for bulk."""
 
-    CRITICAL = 2
-    HIGH = 4
+    CRITICAL = 1
+    HIGH = 3
     NORMAL = 0
     LOW = 6
-    BATCH = 8
+    BATCH = 9
 
     @property
     def step(self) -> int:

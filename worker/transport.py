@@ -308,6 +308,6 @@ def _epoch(eta: Any) -> float | None:
     if not eta:
         return None
     if not isinstance(eta, str):
-        raise ValueError(f"eta: {eta!r} is not an ISO 8601 time")  # noqa: TRY004 - whatever is wrong with a message
+        raise ValueError(f"eta: {eta!r} is not an ISO 8601 time")
     when = datetime.fromisoformat(eta)
     return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()

@@ -49,9 +49,9 @@ def without_servers(root: Path, home: Path) -> stack.Stack:
 
 @contextlib.contextmanager
 def cursor_in(running: stack.Started) -> Iterator[psycopg2.extensions.cursor]:
-    with contextlib.closing(psycopg2.connect(running.addresses["DATABASE_URL"])) as connection:
-        with connection, connection.cursor() as cursor:
-            yield cursor
+    opened = contextlib.closing(psycopg2.connect(running.addresses["DATABASE_URL"]))
+    with opened as connection, connection, connection.cursor() as cursor:
+        yield cursor
 
 
 def refusal_of(machine: stack.Stack, **options: Any) -> str:

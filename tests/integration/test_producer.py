@@ -78,7 +78,7 @@ def test_one_idempotency_key_makes_one_job_under_concurrent_producers(broker: Br
     with ThreadPoolExecutor(16) as pool:
         jobs = list(pool.map(lambda _: enqueue.chat("hello", idempotency_key="once").id, range(200)))
     assert len(set(jobs)) == 1
-    assert broker.redis.llen("chat\x06\x164") == 1
+    assert broker.redis.llen("chat\x06\x163") == 1
 
 
 def test_concurrent_producer_processes_get_the_first_job(broker: Broker) -> None:
@@ -92,9 +92,9 @@ def test_each_kind_has_its_default_priority(broker: Broker) -> None:
     enqueue.chat("hello")
     enqueue.embedding("hello")
     enqueue.bulk_insert("unicode_characters", [{"codepoint": 1, "name": "one"}])
-    assert broker.redis.llen("chat\x06\x164") == 1
+    assert broker.redis.llen("chat\x06\x163") == 1
     assert broker.redis.llen("embedding") == 1
-    assert broker.redis.llen("bulk_insert\x06\x168") == 1
+    assert broker.redis.llen("bulk_insert\x06\x169") == 1
 
 
 def test_an_unknown_job_is_told_apart_from_a_queued_one(broker: Broker) -> None:

@@ -109,7 +109,8 @@ def test_both_encodings_hold_the_same_numbers(client: openai.OpenAI) -> None:
     plain = client.embeddings.create(model=EMBEDDING_MODEL, input="hello", encoding_format="float")
     default = client.embeddings.create(model=EMBEDDING_MODEL, input="hello")
 
-    assert isinstance(packed.data[0].embedding, str)
+    raw: object = packed.data[0].embedding
+    assert isinstance(raw, str)
     assert default.data[0].embedding == pytest.approx(plain.data[0].embedding, abs=1e-6)
     assert plain.usage.prompt_tokens == 3  # [CLS] hello [SEP]
 

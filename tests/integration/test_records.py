@@ -10,6 +10,7 @@ from tests.eventually import eventually
 from worker import message
 from worker.broker import Broker, Fetched, Submission
 from worker.errors import QueueFull
+from worker.priority import STEPS
 
 CHAT = [("chat", False)]
 LEASE_S = 60.0
@@ -46,7 +47,7 @@ def test_a_job_is_accepted_fetched_started_and_done(broker: Broker) -> None:
 
 
 def test_the_most_urgent_job_is_fetched_first(broker: Broker) -> None:
-    for name, step in (("batch", 8), ("low", 6), ("normal", 0), ("high", 4), ("critical", 2)):
+    for name, step in (("batch", 9), ("low", 6), ("normal", 0), ("high", 3), ("critical", 1)):
         broker.accept(submission(name, step))
     assert [each.delivery.id for each in fetch(broker, 5)] == ["critical", "high", "normal", "low", "batch"]
 
@@ -226,7 +227,7 @@ def test_no_history_loses_a_job(broker: Broker, history: list[str], random: obje
         pick = held[random.randrange(len(held))] if held else None  # type: ignore[attr-defined]
         match step:
             case "accept":
-                broker.accept(submission(str(accepted), random.choice([0, 2, 4, 6, 8])))  # type: ignore[attr-defined]
+                broker.accept(submission(str(accepted), random.choice(STEPS)))  # type: ignore[attr-defined]
                 accepted += 1
             case "fetch":
                 held += fetch(broker, 2, owner=f"worker {len(held) % 3}")
@@ -247,7 +248,7 @@ def test_no_history_loses_a_job(broker: Broker, history: list[str], random: obje
             case "sweep":
                 broker.sweep()
     states = [state(broker, str(number)) for number in range(accepted)]
-    listed = sum(broker.redis.llen(broker.keys.waiting("chat", step)) for step in (0, 2, 4, 6, 8))
+    listed = sum(broker.redis.llen(broker.keys.waiting("chat", step)) for step in STEPS)
     assert all(states)
     assert states.count("queued") == listed
     assert states.count("delayed") == broker.redis.zcard(broker.keys.delayed("chat"))

@@ -26,6 +26,12 @@ print(result.get(timeout=60)["key"])
 """
 
 
+BODYLESS = (
+    b'{"headers": {"id": "i", "task": "tasks.chat"}, "body": "%a", "properties": '
+    b'{"delivery_info": {}, "delivery_tag": "t", "body_encoding": "base64"}}'
+)
+
+
 def plain_producer(machine: stack.Started, more: str, folder: Path) -> list[str]:
     """Run a producer that knows neither our transport nor our settings."""
     addresses = machine.addresses
@@ -109,8 +115,7 @@ def test_purging_a_queue_cancels_its_jobs(broker: Broker) -> None:
     [
         b"not json",
         b'{"headers": {"id": "shapeless"}}',
-        b'{"headers": {"id": "i", "task": "tasks.chat"}, "body": "%a", "properties": '
-        + b'{"delivery_info": {}, "delivery_tag": "t", "body_encoding": "base64"}}',
+        BODYLESS,
     ],
 )
 def test_a_malformed_message_is_dead_lettered_and_the_next_job_runs(
@@ -152,7 +157,7 @@ def test_an_idle_worker_asks_redis_for_little(workers: Workers, broker: Broker) 
 
 def test_the_envelope_of_our_producers_is_readable_by_kombu(broker: Broker) -> None:
     job = enqueue.chat("hello")
-    raw = json.loads(broker.redis.lindex("chat\x06\x164", 0))
+    raw = json.loads(broker.redis.lindex("chat\x06\x163", 0))
     assert raw["headers"]["id"] == job.id
     with connection() as connected:
         received = connected.default_channel.basic_get("chat")

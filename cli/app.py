@@ -34,7 +34,7 @@ def main() -> int:
     for name, value in stack.running_environment(ROOT).items():
         os.environ.setdefault(name, value)
     try:
-        app()
+        app(prog_name="./forebay")
     except Exception as error:
         if not _is_expected(error):
             raise

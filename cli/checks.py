@@ -38,7 +38,7 @@ def check() -> None:
         "configuration": [*python, "cli", "config", "--json"],
     }
     failed = [name for name, command in checks.items() if not _passes(name, command)]
-    faults = lock.check()
+    faults = lock.check(ROOT)
     out.print(f"{'lock':<14} {'[red]failed[/]' if faults else '[green]ok[/]'}")
     for fault in faults:
         err.print(fault)
@@ -50,7 +50,8 @@ def write_lock(
     upgrade: Annotated[bool, typer.Option(help="Take newer versions where pyproject.toml allows them.")] = False,
 ) -> None:
     """Resolve pyproject.toml and write the hash-pinned lock files. Needs uv and a package index."""
-    lock.write(upgrade=upgrade)
+    for path in lock.write(ROOT, upgrade=upgrade):
+        out.print(f"wrote {path.name}")
 
 
 def _passes(name: str, command: list[str]) -> bool:

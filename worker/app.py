@@ -3,10 +3,13 @@
 import os
 
 from celery import Celery
-from celery.signals import celeryd_init
+from celery.signals import celeryd_init, worker_process_init
+
+from worker.children import die_with_parent
 
 app = Celery("forebay", task_cls="worker.task:Job")
 app.config_from_object("celeryconfig")
+worker_process_init.connect(die_with_parent)
 
 
 @celeryd_init.connect  # type: ignore[untyped-decorator]

@@ -17,6 +17,7 @@ from queue import Empty
 from time import monotonic
 from typing import Any
 
+from kombu import Connection
 from kombu.message import Message
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
@@ -301,6 +302,12 @@ class SentinelTransport(kombu_redis.SentinelTransport):  # type: ignore[misc]
 
     Channel = SentinelChannel
     implements = kombu_redis.SentinelTransport.implements.extend(batch_publish=False)
+
+
+# A URL made from a connection (for logs, for Flower) names our transports by the scheme that they were chosen for.
+Connection.resolve_aliases.update(
+    {"worker.transport:Transport": "redis", "worker.transport:SentinelTransport": "sentinel"}
+)
 
 
 def _epoch(eta: Any) -> float | None:

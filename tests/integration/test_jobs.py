@@ -12,6 +12,8 @@ from tests.workers import Workers
 from worker.broker import Broker
 from worker.errors import JobFailed
 
+BRIEF = "You are a helpful assistant. Answer in one sentence."
+
 
 def scalar(statement: str) -> int:
     with transaction() as session:
@@ -20,7 +22,7 @@ def scalar(statement: str) -> int:
 
 def test_a_chat_is_answered_and_kept_once(workers: Workers) -> None:
     workers.start("chat")
-    job = enqueue.chat("What is the capital of France?", conversation="geo", max_tokens=16, temperature=0.0)
+    job = enqueue.chat("What is the capital of France?", conversation="geo", system=BRIEF, temperature=0.0)
     answer = job.result(60)
     assert job.status == "SUCCESS"
     assert "Paris" in answer["text"]

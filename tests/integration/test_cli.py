@@ -1,0 +1,164 @@
+"""The commands, run as a person and as a script would run them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dev import stack
+from tasks import enqueue
+from tests.workers import Workers
+from worker.broker import Broker
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Cli:
+    """Run commands against the test's servers."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+
+    def __call__(self, *arguments: str, code: int = 0, **settings: str) -> str:
+        """Run a command, hold it to its exit code and to showing no stack trace, and return what it printed."""
+        ended = subprocess.run(
+            [sys.executable, "-m", "cli", *arguments],
+            env={**self.environment, "COLUMNS": "200", **settings},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert ended.returncode == code, ended.stdout + ended.stderr
+        assert "Traceback" not in ended.stdout + ended.stderr
+        return ended.stdout if code == 0 else ended.stdout + ended.stderr
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self(*arguments, "--json"))
+
+
+@pytest.fixture
+def cli(machine: stack.Started, workers: Workers) -> Cli:
+    return Cli(dict(machine.environment))
+
+
+def test_a_chat_is_enqueued_followed_and_answered(cli: Cli, workers: Workers) -> None:
+    job_id = cli("enqueue", "chat", "Say yes.").strip()
+    assert cli.json("job", job_id)["status"] == "QUEUED"
+    workers.start("chat")
+    shown = cli.json("job", job_id, "--wait", "60")
+    assert shown["status"] == "SUCCESS"
+    assert shown["result"]["text"]
+    assert job_id in cli("job", job_id)
+
+
+def test_files_are_embedded_under_their_paths(cli: Cli, workers: Workers, tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.txt" for number in range(3)]
+    for file in files:
+        file.write_text(f"the text of {file.name}", encoding="utf-8")
+    workers.start("embedding")
+    jobs = cli.json("enqueue", "embedding", *map(str, files))
+    assert [job["key"] for job in jobs] == [str(file) for file in files]
+    assert cli.json("job", jobs[2]["id"], "--wait", "60")["result"]["key"] == str(files[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.csv", 'codepoint,name,numeric\n1,"one, with a comma",\n2,two,2.5\n'),
+        (
+            "rows.jsonl",
+            '{"codepoint": 1, "name": "one", "numeric": null}\n\n{"codepoint": 2, "name": "two", "numeric": 2}\n',
+        ),
+    ],
+)
+def test_a_file_of_rows_is_inserted(cli: Cli, workers: Workers, tmp_path: Path, name: str, content: str) -> None:
+    file = tmp_path / name
+    file.write_text(content, encoding="utf-8")
+    workers.start("bulk_insert")
+    assert "2 rows inserted" in cli("enqueue", "bulk", "unicode_characters", str(file), "--wait", "60")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("rows.csv", b"codepoint,name\n1\n", "rows.csv:2"),
+        ("rows.csv", b"codepoint,name\n1,\xff\n", "UTF-8"),
+        ("rows.csv", b"", "at least one row"),
+        ("rows.jsonl", b'{"codepoint": 1}\nnot json\n', "rows.jsonl:2"),
+        ("rows.jsonl", b"[1]\n", "must be a JSON object"),
+        ("rows.jsonl", b'{"codepoint": 1}\n{"name": "x"}\n', "rows[1]"),
+        ("rows.xml", b"<rows/>", "must end in .csv or .jsonl"),
+    ],
+)
+def test_a_bad_file_is_refused_with_its_line(cli: Cli, tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    file = tmp_path / name
+    file.write_bytes(content)
+    assert words in cli("enqueue", "bulk", "unicode_characters", str(file), code=1)
+
+
+def test_wrong_calls_are_refused_in_one_line(cli: Cli) -> None:
+    assert "is not known" in cli("job", "no-such-job", code=1)
+    assert "priority: 'urgnet' must be one of" in cli("enqueue", "chat", "hello", "--priority", "urgnet", code=1)
+    assert "queue 'caht' is not declared; queues.yaml has chat, embedding, bulk_insert; did you mean chat?" in cli(
+        "worker", "caht", code=1
+    )
+    assert "not a file" in cli("enqueue", "bulk", "unicode_characters", "/no/such/file.csv", code=1)
+    assert "no answer from the broker" in cli("queues", code=1, CELERY_BROKER_URL="redis://127.0.0.1:9/0")
+    assert "FOREBAY_CHAT_CONCURENCY" in cli("config", code=1, FOREBAY_CHAT_CONCURENCY="3")
+
+
+def test_queues_show_pending_by_priority_and_workers(cli: Cli, workers: Workers) -> None:
+    enqueue.chat("hello")
+    enqueue.chat("hello", priority="BATCH")
+    workers.start("embedding")
+    shown = cli.json("queues")
+    chat = next(queue for queue in shown["queues"] if queue["name"] == "chat")
+    assert chat["pending"] == {"CRITICAL": 0, "HIGH": 1, "NORMAL": 0, "LOW": 0, "BATCH": 1}
+    assert [worker["queues"] for worker in shown["workers"]] == [["embedding"]]
+    assert "embedding@" in cli("queues")
+
+
+def test_pending_jobs_are_worked_off_in_the_foreground(cli: Cli, broker: Broker) -> None:
+    jobs = [enqueue.embedding(f"text {number}") for number in range(30)]
+    later = enqueue.embedding("not yet", delay=3600)
+    cli("work-off", "embedding")
+    assert {job.status for job in jobs} == {"SUCCESS"}
+    assert later.status == "QUEUED"
+    later.cancel()
+
+
+def test_a_job_can_be_cancelled_until_it_is_fetched(cli: Cli, workers: Workers) -> None:
+    job = enqueue.chat("hello")
+    assert "is cancelled" in cli("cancel", job.id)
+    done = enqueue.embedding("hello")
+    workers.start("embedding")
+    done.result(60)
+    assert "cannot be cancelled" in cli("cancel", done.id, code=1)
+
+
+def test_configuration_says_where_each_value_came_from(cli: Cli) -> None:
+    settings = {each["key"]: each for each in cli.json("config")}
+    line = next(
+        n for n, text in enumerate((ROOT / "queues.yaml").read_text().splitlines(), 1) if "pool: threads" in text
+    )
+    assert settings["queues.chat.pool"]["source"] == f"{ROOT / 'queues.yaml'}:{line}"
+    changed = json.loads(cli("config", "--json", FOREBAY_CHAT_CONCURRENCY="7"))
+    concurrency = next(each for each in changed if each["key"] == "queues.chat.concurrency")
+    assert concurrency["value"] == 7
+    assert concurrency["source"] == "environment variable FOREBAY_CHAT_CONCURRENCY"
+
+
+def test_synchronous_processing_needs_no_worker(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"codepoint": 7, "name": "seven"}\n', encoding="utf-8")
+    said = cli("enqueue", "bulk", "unicode_characters", str(file), "--wait", "1", ASYNC_PROCESSING_ENABLED="false")
+    assert "1 rows inserted" in said
+
+
+def test_migrate_says_what_it_did(cli: Cli) -> None:
+    assert "up to date" in cli("migrate")
+    assert "up to date" in cli("migrate", "--check")

@@ -1,20 +1,23 @@
 """Turn queues.yaml and the environment into Celery settings. Decides nothing itself."""
 
-import os
+import os as _os
 
-from kombu import Exchange
+from kombu import Exchange as _Exchange
 from kombu import Queue as _Queue
 
 from worker.keys import SEPARATOR as _SEPARATOR
 from worker.policy import load as _load
 from worker.priority import STEPS as _STEPS
+from worker.queuefile import whole_number as _whole_number
 
 _policy = _load()
+_key_prefix = _os.environ.get("FOREBAY_KEY_PREFIX", "")
+_max_connections = _whole_number(_os.environ, "REDIS_MAX_CONNECTIONS", 1000, least=1, most=1_000_000)
 
 # Where things are.
-broker_url = os.environ.get("CELERY_BROKER_URL") or "redis://127.0.0.1:6379/0"
-result_backend = os.environ.get("CELERY_RESULT_BACKEND") or broker_url
-include = [queue.task for queue in _policy.queues.values()]
+broker_url = _os.environ.get("CELERY_BROKER_URL") or "redis://127.0.0.1:6379/0"
+result_backend = _os.environ.get("CELERY_RESULT_BACKEND") or broker_url
+include = list({queue.task: queue for queue in _policy.queues.values()})
 
 # The transport that loses nothing, in kombu's own list layout.
 broker_transport = (
@@ -24,8 +27,8 @@ broker_transport_options = {
     "priority_steps": list(_STEPS),
     "sep": _SEPARATOR,
     "queue_order_strategy": "round_robin",
-    "global_keyprefix": os.environ.get("FOREBAY_KEY_PREFIX", ""),
-    "max_connections": int(os.environ.get("REDIS_MAX_CONNECTIONS") or 1000),
+    "global_keyprefix": _key_prefix,
+    "max_connections": _max_connections,
     "socket_keepalive": True,
     "socket_connect_timeout": 5.0,
     "health_check_interval": 10,
@@ -35,16 +38,19 @@ broker_connection_max_retries = None
 worker_cancel_long_running_tasks_on_connection_loss = False
 
 # Queues. A task that no queue declares goes to the first queue rather than to one that nobody serves.
-task_queues = [_Queue(name, Exchange(name), routing_key=name) for name in _policy.queues]
+task_queues = [_Queue(name, _Exchange(name), routing_key=name) for name in _policy.queues]
 task_default_queue = next(iter(_policy.queues))
 task_create_missing_queues = True
-task_routes = {queue.task: {"queue": queue.name} for queue in _policy.queues.values()}
+# A task that several queues declare goes to the first of them.
+task_routes = {queue.task: {"queue": queue.name} for queue in reversed(_policy.queues.values())}
 
 # What loses nothing: a job is acknowledged when it has ended, and a lost child is no end.
 task_acks_late = True
 task_reject_on_worker_lost = True
 task_acks_on_failure = True
 task_acks_on_timeout = True
+worker_consumer = "worker.consumer:Consumer"
+worker_enable_prefetch_count_reduction = False  # what runs goes on running through a reconnect
 
 # JSON only.
 task_serializer = "json"
@@ -62,14 +68,18 @@ result_expires = int(_policy.retention.result_s)
 result_extended = False
 result_backend_always_retry = True
 result_backend_max_retries = 20
-redis_max_connections = int(os.environ.get("REDIS_MAX_CONNECTIONS") or 1000)
+result_backend_transport_options = {"global_keyprefix": _key_prefix} if _key_prefix else {}
+redis_max_connections = _max_connections
 redis_socket_keepalive = True
 redis_socket_timeout = 30.0
 redis_socket_connect_timeout = 5.0
 redis_retry_on_timeout = True
 
 # Prefetch, concurrency and recycling are a lane's own: `worker.lane`. This is what a bare worker command gets.
-worker_prefetch_multiplier = int(os.environ.get("CELERY_WORKER_PREFETCH_MULTIPLIER") or 1)
+_prefetch = _os.environ.get("CELERY_WORKER_PREFETCH_MULTIPLIER", "").strip().lower()
+worker_prefetch_multiplier = (
+    0 if _prefetch == "off" else _whole_number(_os.environ, "CELERY_WORKER_PREFETCH_MULTIPLIER", 1, least=0, most=1000)
+)
 
 # A hard limit ends the pool child; a thread cannot be ended, so its tasks limit their own calls.
 task_annotations = {

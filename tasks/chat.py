@@ -4,7 +4,7 @@ from typing import Any
 
 from db import conversations
 from tasks import fault, llm
-from tasks.payloads import Chat
+from tasks.payloads import Chat, check
 from worker.app import app
 from worker.outcome import Fault
 from worker.policy import load as load_policy
@@ -20,7 +20,7 @@ class ChatJob(Job):
         return fault.of(error)
 
     def abandoned(self, **arguments: Any) -> None:
-        _keep(self.request.id, Chat(**arguments))
+        _keep(self.request.id, check(Chat, **arguments))
 
 
 @app.task(base=ChatJob, bind=True, name=Chat.task)  # type: ignore[untyped-decorator]
@@ -29,7 +29,7 @@ def chat(self: ChatJob, **arguments: Any) -> dict[str, Any]:
 
     The answer of an earlier run of the same job is returned as it is.
     """
-    turn, job_id = Chat(**arguments), self.request.id
+    turn, job_id = check(Chat, **arguments), self.request.id
     _keep(job_id, turn)
     answer = conversations.answer_of(job_id)
     if answer is None:

@@ -6,9 +6,10 @@ from typing import Any
 from db import documents
 from db.documents import Document
 from tasks import fault, llm
-from tasks.payloads import Embedding
+from tasks.payloads import Embedding, check
 from worker.app import app
 from worker.batching import Answer, BatchJob
+from worker.errors import JobRefused
 from worker.outcome import Fault
 from worker.policy import load as load_policy
 
@@ -29,11 +30,16 @@ class EmbeddingJob(BatchJob):
         One call for each model. When the provider rejects a call, its texts are halved until the bad one stands alone:
         only that job fails.
         """
-        ones = [(job_id, Embedding(**arguments)) for job_id, arguments in jobs]
         answers: dict[str, Answer] = {}
+        ones: list[One] = []
+        for job_id, arguments in jobs:
+            try:
+                ones.append((job_id, check(Embedding, **arguments)))
+            except JobRefused as error:  # from a producer that does not check
+                answers[job_id] = error
         for model in {one.model for _, one in ones}:
             answers.update(_embed([(job_id, one) for job_id, one in ones if one.model == model], model))
-        return [answers[job_id] for job_id, _ in ones]
+        return [answers[job_id] for job_id, _ in jobs]
 
 
 @app.task(base=EmbeddingJob, bind=True, name=Embedding.task)  # type: ignore[untyped-decorator]

@@ -1,5 +1,6 @@
 """Errors that users of Forebay meet. Each says what was given, what is allowed and what to do."""
 
+#: Characters of a refused value that an error's text shows.
 SHOWN = 80
 
 
@@ -11,8 +12,8 @@ class ConfigurationError(ForebayError):
     """queues.yaml or a variable that overrides it is wrong. ``faults`` holds every fault, one line each."""
 
     def __init__(self, faults: list[str]) -> None:
-        super().__init__(faults)
-        self.faults = faults
+        self.faults = [_one_line(fault) for fault in faults]
+        super().__init__(self.faults)
 
     def __str__(self) -> str:
         return "\n".join(self.faults)
@@ -29,7 +30,7 @@ class JobRefused(ForebayError):
 
     def __str__(self) -> str:
         shown = repr(self.value)
-        return f"{self.field}: {shown if len(shown) <= SHOWN else shown[:SHOWN] + '...'} {self.remedy}"
+        return f"{self.field}: {shown if len(shown) <= SHOWN else shown[: SHOWN - 3] + '...'} {self.remedy}"
 
 
 class QueueFull(JobRefused):
@@ -59,3 +60,8 @@ class JobFailed(ForebayError):
 
     def __str__(self) -> str:
         return f"job {self.job_id} is {self.state}" + (f": {self.error}" if self.error else "")
+
+
+def _one_line(text: str) -> str:
+    """Return a text with what a key or a value could break a line or a terminal with written as an escape."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)

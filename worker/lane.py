@@ -2,6 +2,9 @@
 
 from worker.policy import Queue
 
+#: kombu.common.PREFETCH_COUNT_MAX: a larger prefetch count means no limit.
+LARGEST_PREFETCH = 0xFFFF
+
 
 def command(queue: Queue, loglevel: str = "INFO") -> list[str]:
     """Return the arguments behind ``celery -A worker.app`` for a lane's worker.
@@ -28,5 +31,12 @@ def command(queue: Queue, loglevel: str = "INFO") -> list[str]:
 
 
 def prefetch_multiplier(queue: Queue) -> int:
-    """Return what Celery multiplies by the concurrency: on a batching lane each slot takes a whole batch."""
-    return queue.prefetch_multiplier * (queue.batch.max_jobs if queue.batch else 1)
+    """Return what Celery multiplies by the concurrency: on a batching lane each slot takes a whole batch.
+
+    Celery's command takes 0 for "not given" and falls back to its setting, so no limit is said by a product above the
+    largest count that kombu keeps. A declared limit never passes it: a lane would lose its limit unnoticed.
+    """
+    if queue.prefetch_multiplier == 0:
+        return LARGEST_PREFETCH // queue.concurrency + 1
+    each = queue.prefetch_multiplier * (queue.batch.max_jobs if queue.batch else 1)
+    return min(each, LARGEST_PREFETCH // queue.concurrency)

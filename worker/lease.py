@@ -46,7 +46,7 @@ class Lease:
                 if self._thread is None:
                     self._thread = threading.Thread(target=self._run, name="forebay-lease", daemon=True)
                     self._thread.start()
-                    atexit.register(self._leave)
+                    atexit.register(self.leave)
 
     def settle(self, delivery: Delivery, settle: Settle) -> None:
         """Settle a delivery now, or as soon as Redis answers again; the lease is renewed until then."""
@@ -82,7 +82,8 @@ class Lease:
         node = os.environ.get("FOREBAY_NODE") or socket.gethostname()
         return {"node": node, "pid": str(os.getpid()), "queues": ",".join(sorted(self._queues))}
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """End the lease; what is still held is rescued by whoever sweeps next."""
         if self.owner.split(":")[-2] != str(os.getpid()):  # a forked child inherits the handler, not the lease
             return
         self._stopped.set()
@@ -98,6 +99,12 @@ class Lease:
 
 _leases: dict[tuple[int, str], Lease] = {}
 _guard = threading.Lock()
+
+
+def leave_all() -> None:
+    """End this process's leases, before it becomes another program."""
+    for lease in list(_leases.values()):
+        lease.leave()
 
 
 def of_process(uri: str, make_broker: Callable[[], Broker]) -> Lease:

@@ -7,9 +7,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from worker.errors import ConfigurationError
+from worker.errors import SHOWN, ConfigurationError
 
 LARGEST_BYTES = 1024 * 1024
+DEEPEST = 20  # the schema has 4 levels; a file of brackets alone would exhaust Python's stack
 
 #: FOREBAY_* variables that are not overrides of queues.yaml.
 OTHERS = frozenset(
@@ -53,6 +54,7 @@ class Reading:
     values: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
+    unread: set[str] = field(default_factory=set)  # keys whose values are faults already
 
     def where(self, path: list[str]) -> str:
         """Return the source of a key, or of the nearest part around it that the file has."""
@@ -67,29 +69,73 @@ def read(path: Path, environ: Mapping[str, str]) -> Reading:
     """Read a file and the variables that override it. Raises `ConfigurationError` when it is no YAML mapping."""
     import yaml
 
+    text = _text(path)
+    try:
+        faults = _forbidden(text, path)
+        node = None if faults else yaml.compose(text, yaml.SafeLoader)
+    except yaml.reader.ReaderError as error:  # of a text; its position counts characters
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigurationError([f"{path}:{line}: not YAML: {chr(int(error.character))!r} is not allowed"]) from None
+    except yaml.MarkedYAMLError as error:
+        place = f"{path}:{error.problem_mark.line + 1}" if error.problem_mark else str(path)
+        raise ConfigurationError([f"{place}: not YAML: {error.problem}"]) from None
+    if faults:
+        raise ConfigurationError(faults)
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigurationError([f"{path}: must be a mapping with the key queues"])
     reading = Reading(path)
+    reading.values = _mapping(node, "", reading)
+    _override(reading, {variable: value for variable, value in environ.items() if value.strip()})
+    return reading
+
+
+def whole_number(environ: Mapping[str, str], variable: str, default: int, least: int, most: int) -> int:
+    """Return a variable's whole number; empty is as good as unset. Raises `ConfigurationError` saying the bounds."""
+    given = environ.get(variable, "").strip()
+    if not given:
+        return default
+    if re.fullmatch(r"[0-9]{1,18}", given) and least <= int(given) <= most:
+        return int(given)
+    shown = given if len(given) <= SHOWN else given[: SHOWN - 3] + "..."
+    raise ConfigurationError(
+        [f"environment variable {variable}: {shown!r}: must be a whole number from {least} to {most}"]
+    )
+
+
+def _text(path: Path) -> str:
     try:
         content = path.read_bytes()
-    except OSError as error:
-        raise ConfigurationError(
-            [f"{path}: cannot be read: {error.strerror}; set FOREBAY_QUEUES to your file"]
-        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigurationError([f"{path}: cannot be read: {reason}; set FOREBAY_QUEUES to your file"]) from None
     if len(content) > LARGEST_BYTES:
         raise ConfigurationError([f"{path}: has {len(content)} bytes; at most {LARGEST_BYTES} are read"])
     try:
-        for event in yaml.parse(content, yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):
-                raise ConfigurationError([f"{path}:{event.start_mark.line + 1}: aliases (*name) are not allowed"])
-        node = yaml.compose(content, yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise ConfigurationError([f"{path}{line}: not YAML: {getattr(error, 'problem', None) or error}"]) from None
-    if not isinstance(node, yaml.MappingNode):
-        raise ConfigurationError([f"{path}: must be a mapping with the key queues"])
-    reading.values = _mapping(node, "", reading)
-    _override(reading, environ)
-    return reading
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigurationError([f"{path}:{line}: not UTF-8: byte 0x{content[error.start]:02x}"]) from None
+
+
+def _forbidden(text: str, path: Path) -> list[str]:
+    """Return a fault for each part of YAML that hides what a file says, or what it costs to read."""
+    import yaml
+
+    faults: list[str] = []
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        place = f"{path}:{event.start_mark.line + 1}"
+        if isinstance(event, yaml.AliasEvent):
+            faults.append(f"{place}: aliases (*name) are not allowed; repeat what they stand for")
+        elif getattr(event, "tag", None):
+            faults.append(f"{place}: tags (!name) are not allowed; write the value alone")
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > DEEPEST:
+                return [*faults, f"{place}: is nested more than {DEEPEST} levels deep"]
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+    return faults
 
 
 def _mapping(node: Any, prefix: str, reading: Reading) -> dict[str, Any]:
@@ -114,34 +160,34 @@ def _value(node: Any, prefix: str, reading: Reading) -> Any:
     if isinstance(node, yaml.SequenceNode):
         return [_value(each, prefix, reading) for each in node.value]
     try:
-        return yaml.SafeLoader("").construct_object(node)  # type: ignore[no-untyped-call]
+        return yaml.SafeLoader("").construct_object(node)
     except (ConstructorError, ValueError) as error:
+        key = prefix.removesuffix(".")
+        shown = node.value if len(node.value) <= SHOWN else node.value[: SHOWN - 3] + "..."
         reading.faults.append(
-            f"{reading.path}:{node.start_mark.line + 1}: {prefix.rstrip('.')}: {node.value!r}: "
-            f"{getattr(error, 'problem', None) or error}"
+            f"{reading.path}:{node.start_mark.line + 1}: {key}: {shown!r}: {getattr(error, 'problem', None) or error}"
         )
+        reading.unread.add(key)
         return None
 
 
 def _override(reading: Reading, environ: Mapping[str, str]) -> None:
     """Lay variables over the file's values; name those that look like overrides and are none."""
-    queues = reading.values.get("queues")
-    names = [name for name, value in queues.items() if isinstance(value, dict)] if isinstance(queues, dict) else []
+    declared = reading.values.get("queues")
+    queues = declared if isinstance(declared, dict) else {}
+    names = [name for name, value in queues.items() if isinstance(value, dict)]
     known = {_variable(key): key for key in COMMON}
     known |= {_variable(f"{name}.{key}"): f"queues.{name}.{key}" for name in names for key in SCALARS}
     for variable, value in sorted(environ.items()):
         if variable in known:
             _put(reading, known[variable], value, variable)
         elif variable in CELERY:
+            key = CELERY[variable]
             for name in names:
-                if CELERY[variable] == "prefetch_multiplier" or queues[name].get("pool") == "prefork":
-                    _put(
-                        reading,
-                        f"queues.{name}.{CELERY[variable]}",
-                        value,
-                        variable,
-                        _variable(name + "." + CELERY[variable]) in environ,
-                    )
+                pool = environ.get(_variable(f"{name}.pool"), queues[name].get("pool"))
+                applies = key == "prefetch_multiplier" or pool == "prefork"
+                if applies and _variable(f"{name}.{key}") not in environ:  # the queue's own variable wins
+                    _put(reading, f"queues.{name}.{key}", value, variable)
         elif re.match(r"FOREBAY_[A-Z]", variable) and variable not in OTHERS:
             nearest = get_close_matches(variable, [*known, *OTHERS], n=1)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
@@ -152,14 +198,25 @@ def _variable(key: str) -> str:
     return "FOREBAY_" + key.upper().replace(".", "_")
 
 
-def _put(reading: Reading, key: str, value: str, variable: str, outdone: bool = False) -> None:
-    if outdone:  # the variable of the queue itself wins over the one for all queues
-        return
+def _put(reading: Reading, key: str, value: str, variable: str) -> None:
     *path, last = key.split(".")
     part = reading.values
     for each in path:
-        part = part.setdefault(each, {})
+        if part.get(each) is None:
+            part[each] = {}
+        part = part[each]
         if not isinstance(part, dict):
-            return
-    part[last] = value
+            return  # that is a fault of the file, named there
+    part[last] = _scalar(value)
     reading.sources[key] = f"environment variable {variable}"
+    reading.unread.discard(key)
+
+
+def _scalar(text: str) -> int | float | str:
+    """Return a variable's text as the number it spells: a variable has no other way to say one, the file has."""
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text.strip()

@@ -10,9 +10,10 @@ import sys
 import threading
 
 import psutil
-from celery.signals import worker_ready
+from celery.signals import worker_ready, worker_shutting_down
 from celery.worker import state
 
+from worker import lease
 from worker.policy import Queue
 
 logger = logging.getLogger(__name__)
@@ -32,9 +33,11 @@ class Recycler:
     def watch(self) -> None:
         """Begin when the worker is ready."""
         worker_ready.connect(self._begin, weak=False)
+        worker_shutting_down.connect(self._give_up, weak=False)
 
     def start_anew(self) -> None:
         """Replace this process by a fresh one of the same command."""
+        lease.leave_all()  # execv runs no exit handlers
         sys.stdout.flush()
         sys.stderr.flush()
         os.execv(sys.executable, sys.orig_argv)
@@ -51,6 +54,11 @@ class Recycler:
 
     def _begin(self, **_: object) -> None:
         threading.Thread(target=self._run, name="forebay-recycler", daemon=True).start()
+
+    def _give_up(self, **_: object) -> None:
+        """Stay ended when somebody asks the worker to stop, also while it drains."""
+        self._asked.set()
+        self.due = False
 
     def _run(self) -> None:
         while not self._asked.wait(CHECK_EVERY_S):

@@ -26,6 +26,11 @@ class Request(request.Request):  # type: ignore[misc]
     """One delivery of a job in this worker. Each callback of Celery's notes the settle before it acknowledges."""
 
     acknowledged: bool
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._argsrepr = self._kwargsrepr = message.HIDDEN  # also for jobs of producers that show what they carry
+
     _settle: Settle = staticmethod(Broker.done)
 
     @property

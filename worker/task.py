@@ -7,6 +7,7 @@ from celery import Task
 from celery.exceptions import Ignore, Reject, Retry
 
 from worker import outcome
+from worker.message import HIDDEN
 from worker.outcome import Fault
 from worker.policy import Queue
 from worker.policy import Retry as RetryPolicy
@@ -53,6 +54,10 @@ class Job(Task):  # type: ignore[misc]
         policy = load_policy()
         carried = str((self.request.delivery_info or {}).get("routing_key"))
         return policy.queues.get(carried) or policy.queue_of_task(self.name)
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """Publish as Celery does, without showing in events what the job carries."""
+        return super().apply_async(args, kwargs, **{"argsrepr": HIDDEN, "kwargsrepr": HIDDEN, **options})
 
     def classify(self, error: Exception) -> Fault:
         """Say whether trying again may help."""

@@ -1,5 +1,6 @@
 """What users of Celery and kombu expect of a transport, with ours in its place."""
 
+import base64
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from dev import stack
 from tasks import enqueue
 from tests.eventually import eventually
 from tests.workers import Workers
+from worker import message
 from worker.broker import Broker
 from worker.transport import Transport
 
@@ -110,16 +112,43 @@ def test_purging_a_queue_cancels_its_jobs(broker: Broker) -> None:
     assert broker.redis.hget(broker.keys.stats("chat"), "cancelled") == b"70"
 
 
+def task_message(**changes: object) -> bytes:
+    """Return a good message with parts of it replaced; None removes a header."""
+    envelope = json.loads(message.write("tasks.embedding", "a-bad-one", "embedding", 0, {"text": "hello"}))
+    for part, value in changes.items():
+        if part in envelope["headers"]:
+            envelope["headers"][part] = value
+            if value is None:
+                del envelope["headers"][part]
+        else:
+            envelope[part.replace("_", "-")] = value
+    return json.dumps(envelope).encode()
+
+
+def encoded(body: object) -> str:
+    return base64.b64encode(json.dumps(body).encode()).decode()
+
+
 @pytest.mark.parametrize(
-    "raw",
+    ("raw", "reason"),
     [
-        b"not json",
-        b'{"headers": {"id": "shapeless"}}',
-        BODYLESS,
+        (b"not json", b"malformed"),
+        (b"\xff\xfe\x00", b"malformed"),
+        (b'{"headers": {"id": "shapeless"}}', b"malformed"),
+        (BODYLESS, b"malformed"),
+        (task_message(task="no.such.task"), b"unknown task"),
+        (task_message(task=None), b"no task named"),
+        (task_message(id=None), b"malformed"),
+        (task_message(eta="yesterday, perhaps"), b"malformed"),
+        (task_message(body=encoded("not a triple")), b"malformed"),
+        (task_message(body=encoded([[], {}])), b"malformed"),
+        (task_message(body=base64.b64encode(b"{not json").decode()), b"undecodable"),
+        (task_message(content_type="application/x-python-serialize"), b"invalid task"),
+        (task_message(body=encoded([[], {"text": 7}, {}])), b"failed"),
     ],
 )
-def test_a_malformed_message_is_dead_lettered_and_the_next_job_runs(
-    workers: Workers, broker: Broker, raw: bytes
+def test_a_bad_message_is_dead_lettered_untouched_and_the_next_job_runs(
+    workers: Workers, broker: Broker, raw: bytes, reason: bytes
 ) -> None:
     broker.redis.lpush("embedding", raw)
     workers.start("embedding")
@@ -127,7 +156,7 @@ def test_a_malformed_message_is_dead_lettered_and_the_next_job_runs(
     (dead,) = eventually(lambda: broker.redis.zrange(broker.keys.dead(), 0, -1))
     record = broker.redis.hgetall(broker.keys.job(dead.decode()))
     assert record[b"message"] == raw
-    assert record[b"reason"] == b"malformed"
+    assert record[b"reason"] == reason
 
 
 def test_an_idle_worker_starts_a_job_without_waiting_for_its_poll(workers: Workers, broker: Broker) -> None:

@@ -1,0 +1,58 @@
+"""Bury every message that Celery would drop, acknowledge or die on before a task runs."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from celery import signals
+from celery.exceptions import NotRegistered
+from celery.worker import consumer
+from redis.exceptions import RedisError
+
+logger = logging.getLogger(__name__)
+
+
+class Consumer(consumer.Consumer):  # type: ignore[misc]
+    """Celery's consumer with a dead letter for every way in which it lets a message go.
+
+    Celery's own handlers are not called: they log the whole message, and what a job carries stays out of logs.
+    """
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        _bury(message, "undecodable", exc)
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:
+        _bury(message, "no task named", None)
+        signals.task_rejected.send(sender=self, message=message, exc=None)
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
+        name, job_id = message.headers.get("task"), message.headers.get("id")
+        _bury(message, "unknown task", NotRegistered(name))
+        self.app.backend.store_result(job_id, NotRegistered(name), "FAILURE")
+        if self.event_dispatcher:
+            self.event_dispatcher.send("task-failed", uuid=job_id, exception=f"NotRegistered({name!r})")
+        signals.task_unknown.send(sender=self, message=message, exc=exc, name=name, id=job_id)
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
+        _bury(message, "invalid task", exc)
+        signals.task_rejected.send(sender=self, message=message, exc=exc)
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
+        """Return Celery's handler, guarded: other faults of a message would end this worker, and the next one too."""
+        handle = super().create_task_handler(*args, **kwargs)
+
+        def guarded(message: Any) -> Any:
+            try:
+                return handle(message)
+            except (OSError, RedisError):  # the consumer's own list of connection errors holds KeyError too
+                raise
+            except Exception as error:
+                return _bury(message, "malformed", error)
+
+        return guarded
+
+
+def _bury(message: Any, reason: str, error: Exception | None) -> None:
+    text = f"{type(error).__name__}: {error}"[:10_000] if error else ""
+    logger.error("message %s is dead-lettered: %s %s", message.delivery_tag, reason, text)
+    message.channel.qos.settle(message.delivery_tag, lambda broker, delivery: broker.bury(delivery, reason, text))

@@ -51,6 +51,7 @@ def _queue_name(name: str) -> str:
 Whole = Annotated[int, Strict()]
 Real = Annotated[float, Strict()]
 Seconds = Annotated[Real, Field(gt=0, le=366 * 86400, allow_inf_nan=False)]
+Kept = Annotated[Real, Field(ge=1, le=366 * 86400, allow_inf_nan=False)]  # below 1, whole seconds are 0: for ever
 Count = Annotated[Whole, Field(ge=1, le=10_000_000)]
 Share = Annotated[Real, Field(ge=0, le=1, allow_inf_nan=False)]
 
@@ -64,9 +65,9 @@ class Model(BaseModel):
 class Retention(Model):
     """How long what is left of a job is kept, counted from its end (the key: from its acceptance)."""
 
-    record_s: Seconds = 86400
-    result_s: Seconds = 86400
-    idempotency_s: Seconds = 86400
+    record_s: Kept = 86400
+    result_s: Kept = 86400
+    idempotency_s: Kept = 86400
 
 
 class Lease(Model):

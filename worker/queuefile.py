@@ -10,6 +10,7 @@ from typing import Any
 from worker.errors import SHOWN, ConfigurationError
 
 LARGEST_BYTES = 1024 * 1024
+MOST_FORBIDDEN = 20  # aliases and tags that are listed; a bomb holds a million
 DEEPEST = 20  # the schema has 4 levels; a file of brackets alone would exhaust Python's stack
 
 #: FOREBAY_* variables that are not overrides of queues.yaml.
@@ -124,11 +125,13 @@ def _forbidden(text: str, path: Path) -> list[str]:
     faults: list[str] = []
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
-        place = f"{path}:{event.start_mark.line + 1}"
+        place = f"{path}:{event.start_mark.line + 1}" if event.start_mark else str(path)
         if isinstance(event, yaml.AliasEvent):
             faults.append(f"{place}: aliases (*name) are not allowed; repeat what they stand for")
         elif getattr(event, "tag", None):
             faults.append(f"{place}: tags (!name) are not allowed; write the value alone")
+        if len(faults) == MOST_FORBIDDEN:
+            return faults
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > DEEPEST:

@@ -8,13 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from celery import Celery
 from celery.app.defaults import SETTING_KEYS
 from celery.app.utils import detect_settings
+from celery.backends.redis import RedisBackend
+from celery.utils.saferepr import saferepr
+from redis.retry import Retry
 
 import celeryconfig
+from worker import message
 from worker.policy import load as load_policy
 from worker.priority import STEPS
+from worker.task import Job
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {name: value for name, value in vars(celeryconfig).items() if not name.startswith("_")}
@@ -151,11 +157,79 @@ def test_a_plain_worker_may_prefetch_without_a_limit(given: str) -> None:
     assert read(CELERY_WORKER_PREFETCH_MULTIPLIER=given)["worker_prefetch_multiplier"] == 0
 
 
-@pytest.mark.parametrize("given", ["many", "0", "-1", "1.5"])
-def test_a_wrong_number_is_named(given: str) -> None:
-    done = run(REDIS_MAX_CONNECTIONS=given)
+def fault(**variables: str) -> list[str]:
+    """Return the lines of the error that ends the start."""
+    done = run(**variables)
     assert done.returncode == 1
-    assert f"REDIS_MAX_CONNECTIONS: {given!r}: must be a whole number from 1" in done.stderr
+    name, _, lines = done.stderr[done.stderr.index("worker.errors.") :].partition(": ")
+    assert name == "worker.errors.ConfigurationError"
+    return lines.splitlines()
+
+
+@pytest.mark.parametrize("given", ["many", "0", "1.5"])
+def test_a_wrong_number_of_connections_is_named(given: str) -> None:
+    assert fault(REDIS_MAX_CONNECTIONS=given) == [
+        f"environment variable REDIS_MAX_CONNECTIONS: {given!r}: must be a whole number from 1 to 1000000"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ("many", "'many': must be a whole number"),
+        ("-1", "-1: must be greater than or equal to 0"),
+        ("1001", "1001: must be less than or equal to 1000"),
+    ],
+)
+def test_a_wrong_prefetch_is_named_for_each_lane(given: str, text: str) -> None:
+    lines = fault(CELERY_WORKER_PREFETCH_MULTIPLIER=given)
+    for line, name in zip(lines, load_policy().queues, strict=True):
+        start = "environment variable CELERY_WORKER_PREFETCH_MULTIPLIER: "
+        assert line.startswith(f"{start}queues.{name}.prefetch_multiplier: {text}")
+
+
+def test_a_wrong_prefetch_is_named_where_each_lane_has_its_own() -> None:
+    own = {f"FOREBAY_{name.upper()}_PREFETCH_MULTIPLIER": "1" for name in load_policy().queues}
+    assert fault(CELERY_WORKER_PREFETCH_MULTIPLIER="many", **own) == [
+        "environment variable CELERY_WORKER_PREFETCH_MULTIPLIER: 'many': must be a whole number from 0 to 1000"
+    ]
+
+
+@pytest.mark.parametrize("name", ["REDIS_MAX_CONNECTIONS", "CELERY_WORKER_PREFETCH_MULTIPLIER", "FOREBAY_KEY_PREFIX"])
+def test_an_empty_variable_is_as_good_as_unset(name: str) -> None:
+    assert read(**{name: ""}) == read()
+
+
+def test_the_result_backend_waits_through_a_moments_outage() -> None:
+    app = Celery("check", set_as_current=False)
+    app.config_from_object(celeryconfig)
+    backend = RedisBackend(app=app, url="redis://127.0.0.1:1/0")  # connects at first use
+    assert isinstance(backend.client.connection_pool.make_connection().retry, Retry), "one more try at once"
+    for error in (redis.ConnectionError(), redis.TimeoutError(), redis.BusyLoadingError()):
+        assert backend.exception_safe_to_retry(error)
+    assert backend.always_retry
+    longest_s = [
+        min(backend.max_sleep_between_retries_ms, backend.base_sleep_between_retries_ms * 2**retry) / 1000
+        for retry in range(1, int(backend.max_retries) + 1)
+    ]
+    assert 30 < sum(longest_s) / 2 < 120, "a read waits a minute on average, and then fails"
+    assert backend.retry_policy["max_retries"] == 20  # a write waits so many seconds within each of those
+    timeouts = {name: backend.connparams[name] for name in ("socket_timeout", "socket_connect_timeout")}
+    assert timeouts == {"socket_timeout": 30.0, "socket_connect_timeout": 5.0}
+    assert backend.connparams["socket_keepalive"]
+    assert backend.connparams["max_connections"] == celeryconfig.redis_max_connections
+    assert backend.expires == load_policy().retention.result_s
+
+
+def test_results_and_the_arguments_of_our_producers_stay_out_of_events() -> None:
+    secret = "a secret"
+    sent = json.loads(message.write("tasks.chat", "an-id", "chat", 0, {"message": secret}))
+    assert secret not in json.dumps(sent["headers"]), "Celery's events copy argsrepr and kwargsrepr from here"
+    for result in (secret, [secret], {"answer": secret}, {"answer": [secret]}, 12345):
+        shown = saferepr(result, Job.resultrepr_maxsize)  # as celery.app.trace builds task-succeeded
+        assert secret not in shown
+        assert "12345" not in shown
+    assert not celeryconfig.result_extended, "it would keep the arguments beside the result"
 
 
 def test_a_task_of_two_queues_is_included_once_and_goes_to_the_first(tmp_path: Path) -> None:

@@ -24,6 +24,35 @@ def as_celery_reads(arguments: list[str]) -> dict[str, Any]:
     return dict(context.params)
 
 
+@pytest.mark.parametrize(
+    ("pool", "more", "own"),
+    [
+        ("threads", {"max_tasks_per_worker": 5, "max_memory_mib": 64}, []),
+        ("solo", {}, []),
+        (
+            "prefork",
+            {"max_tasks_per_child": 9, "max_memory_per_child_mib": 2},
+            ["--max-tasks-per-child=9", "--max-memory-per-child=2048"],
+        ),
+        ("prefork", {"max_tasks_per_child": None}, []),
+    ],
+)
+def test_the_arguments_of_each_pool(pool: str, more: dict[str, Any], own: list[str]) -> None:
+    assert lane.command(queue(pool, **more)) == [
+        "worker",
+        "--queues=chat",
+        "--hostname=chat@%h",
+        f"--pool={pool}",
+        "--concurrency=1",
+        "--prefetch-multiplier=1",
+        "--without-mingle",
+        "--without-gossip",
+        "--task-events",
+        "--loglevel=INFO",
+        *own,
+    ]
+
+
 def test_a_lane_on_threads_starts_as_declared() -> None:
     given = as_celery_reads(lane.command(queue(concurrency=32, prefetch_multiplier=3), loglevel="WARNING"))
     assert given["queues"] == ["chat"]

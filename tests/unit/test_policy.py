@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from worker.errors import ConfigurationError
 from worker.policy import DEFAULT_FILE, ONLY_FOR, Policy, effective, load
-from worker.queuefile import LARGEST_BYTES
+from worker.queuefile import LARGEST_BYTES, MOST_FORBIDDEN
 
 ROOT = Path(__file__).resolve().parents[2]
 Write = Callable[[str | bytes], Path]
@@ -127,11 +127,13 @@ def test_a_key_of_another_pool_is_a_fault(write: Write, pool: str, key: str) -> 
         ("concurrency: 5000", 5, "concurrency", "must be less than or equal to 4096"),
         ("concurrency: many", 5, "concurrency", "'many': must be a whole number"),
         ("concurrency: 1.5", 5, "concurrency", "1.5: must be a whole number"),
-        ("concurrency: yes", 5, "concurrency", "True: must be a number"),
+        ("concurrency: yes", 5, "concurrency", "True: must be a whole number"),
+        ("concurrency: '4'", 5, "concurrency", "'4': must be a whole number, and this is text"),
+        ("concurrency: 4.0", 5, "concurrency", "4.0: must be a whole number"),
         ("concurrency:", 5, "concurrency", "None: must be a whole number"),
         ("concurrency: [4]", 5, "concurrency", "[4]: must be a whole number"),
         ("prefetch_multiplier: -1", 5, "prefetch_multiplier", "-1: must be greater than or equal to 0"),
-        ("prefetch_multiplier: on", 5, "prefetch_multiplier", "True: must be a number"),
+        ("prefetch_multiplier: on", 5, "prefetch_multiplier", "True: must be a whole number"),
         ("max_tasks_per_worker: 0", 5, "max_tasks_per_worker", "must be greater than or equal to 1"),
         ("max_length: -1", 5, "max_length", "must be greater than or equal to 0"),
         ("max_payload_bytes: 1", 5, "max_payload_bytes", "must be greater than or equal to 1024"),
@@ -139,6 +141,8 @@ def test_a_key_of_another_pool_is_a_fault(write: Write, pool: str, key: str) -> 
         ("time_limit_s: .nan", 5, "time_limit_s", "nan: "),
         ("time_limit_s: .inf", 5, "time_limit_s", "inf: "),
         ("time_limit_s: true", 5, "time_limit_s", "True: must be a number"),
+        ("time_limit_s: '30'", 5, "time_limit_s", "'30': must be a number, and this is text"),
+        ("time_limit_s: 1e3", 5, "time_limit_s", "'1e3': must be a number, and this is text"),
         ("description: 12", 5, "description", "must be text"),
         ("tables: unicode_characters", 5, "tables", "must be a list"),
         ("tables: [a, 1]", 5, "tables.1", "1: must be text"),
@@ -175,6 +179,10 @@ def test_a_fault_is_named_by_line_key_value_and_what_is_allowed(
         ("queues: [chat]\n", "1: queues: ['chat']: must be a mapping"),
         ("queues:\n", "1: queues: None: must be a mapping"),
         ("queues: {}\n", "1: queues: {}: must declare at least one queue"),
+        (
+            "queues:\n  chat: {task: a, pool: true}\n",
+            "2: queues.chat.pool: True: must be 'threads', 'prefork' or 'solo'",
+        ),
         ("queues:\n  chat:\n", "2: queues.chat: None: must be a mapping"),
         (
             "queues:\n  chat: {task: a, pool: thread}\n",
@@ -196,7 +204,8 @@ def test_a_fault_is_named_by_line_key_value_and_what_is_allowed(
             f"{PLAIN}lease: {{duration_s: 2}}\n",
             "5: lease.renew_every_s: 2: must be at most a third of duration_s (2), or one slow renewal loses the lease",
         ),
-        (f"{PLAIN}retention:\n  record_s: -1\n", "6: retention.record_s: -1: must be greater than 0"),
+        (f"{PLAIN}retention:\n  record_s: -1\n", "6: retention.record_s: -1: must be greater than or equal to 1"),
+        (f"{PLAIN}retention: {{result_s: 0.5}}\n", "5: retention.result_s: 0.5: must be greater than or equal to 1"),
         (
             "queues:\n  retry: {task: a, pool: solo, jitter: 1}\n",
             "2: queues.retry.jitter: 1: unknown key; known are batch",
@@ -242,6 +251,14 @@ queues:
     assert sorted(places) == sorted([*lines, "environment", "environment variable FOREBAY_BULK_CONCURRENCY"])
 
 
+def test_a_key_that_stands_twice_hides_no_fault_of_its_value(write: Write) -> None:
+    path = write(f"{PLAIN}    pool: true\n")
+    assert faults(path) == [
+        f"5: queues.chat.pool: stands here a second time; it is on {path}:4 already",
+        "5: queues.chat.pool: True: must be 'threads', 'prefork' or 'solo'",
+    ]
+
+
 def test_a_long_value_is_cut(write: Write) -> None:
     (fault,) = faults(write(f"{PLAIN}    concurrency: {'x' * 1000}\n"))
     assert len(fault) < 200
@@ -265,7 +282,7 @@ def test_a_long_value_is_cut(write: Write) -> None:
         (f"{PLAIN}  chat:\n    task: a\n", "5: queues.chat: stands here a second time; it is on "),
         (f"{PLAIN}    pool: threads\n", "5: queues.chat.pool: stands here a second time; it is on "),
         ("a: &a [x]\nqueues: *a\n", "2: aliases (*name) are not allowed"),
-        ("queues: !!python/name:os.system x\n", "1: queues: "),
+        ("queues: !!python/name:os.system x\n", "1: tags (!name) are not allowed; write the value alone"),
     ],
 )
 def test_a_file_that_is_no_policy(write: Write, content: str, fault: str) -> None:
@@ -274,8 +291,9 @@ def test_a_file_that_is_no_policy(write: Write, content: str, fault: str) -> Non
 
 def test_a_bomb_of_aliases_does_not_go_off(write: Write) -> None:
     bomb = "a0: &a0 [x]\n" + "".join(f"a{n + 1}: &a{n + 1} [{f'*a{n},' * 9}]\n" for n in range(20))
-    (fault,) = faults(write(bomb))
-    assert "aliases" in fault
+    found = faults(write(bomb))
+    assert found[0] == "2: aliases (*name) are not allowed; repeat what they stand for"
+    assert len(found) <= MOST_FORBIDDEN
 
 
 def test_nothing_in_a_file_is_executed(write: Write, tmp_path: Path) -> None:
@@ -289,12 +307,6 @@ def test_a_file_has_at_most_one_mebibyte(write: Write) -> None:
     load(write(padded), {})
     (fault,) = faults(write(padded + "#"))
     assert fault == f"has {LARGEST_BYTES + 1} bytes; at most {LARGEST_BYTES} are read"
-
-
-@pytest.mark.parametrize("content", [b"queues: \xe9\n", b"\x00\x01\xff"])
-def test_bytes_that_are_no_text_are_refused(write: Write, content: bytes) -> None:
-    with pytest.raises(ConfigurationError):
-        load(write(content), {})
 
 
 def test_a_missing_file_and_a_folder_say_what_to_set(tmp_path: Path) -> None:
@@ -364,6 +376,8 @@ def test_prefetch_may_be_freed_by_the_environment(given: str) -> None:
     [
         ("FOREBAY_CHAT_CONCURRENCY", "x", "queues.chat.concurrency: 'x': must be a whole number"),
         ("FOREBAY_CHAT_CONCURRENCY", "true", "queues.chat.concurrency: 'true': must be a whole number"),
+        ("FOREBAY_CHAT_CONCURRENCY", "1.5", "queues.chat.concurrency: 1.5: must be a whole number"),
+        ("FOREBAY_CHAT_TIME_LIMIT_S", "nan", "queues.chat.time_limit_s: nan: "),
         ("FOREBAY_CHAT_CONCURRENCY", "-1", "must be greater than or equal to 1"),
         ("FOREBAY_CHAT_MAX_TASKS_PER_CHILD", "3", "applies to pool prefork only, and this pool is threads"),
         ("FOREBAY_CHAT_POOL", "treads", "must be 'threads', 'prefork' or 'solo'; did you mean threads?"),

@@ -1,10 +1,12 @@
 """Turn queues.yaml and the environment into Celery settings. Decides nothing itself."""
 
 import os as _os
+import ssl as _ssl
 
 from kombu import Exchange as _Exchange
 from kombu import Queue as _Queue
 
+from worker.errors import ConfigurationError as _ConfigurationError
 from worker.keys import SEPARATOR as _SEPARATOR
 from worker.policy import load as _load
 from worker.priority import STEPS as _STEPS
@@ -33,6 +35,22 @@ broker_transport_options = {
     "socket_connect_timeout": 5.0,
     "health_check_interval": 10,
 }
+# kombu turns TLS on by the name of its own transport; ours would connect in the clear to a rediss:// URL.
+_VERIFIED = {"ssl_cert_reqs": _ssl.CERT_REQUIRED}
+broker_use_ssl = _VERIFIED if broker_url.startswith("rediss:") and "ssl_cert_reqs" not in broker_url else None
+redis_backend_use_ssl = (
+    _VERIFIED if result_backend.startswith("rediss:") and "ssl_cert_reqs" not in result_backend else None
+)
+result_backend_transport_options = {"global_keyprefix": _key_prefix}
+if _sentinel_master := _os.environ.get("REDIS_SENTINEL_MASTER"):
+    broker_transport_options["master_name"] = _sentinel_master
+    result_backend_transport_options["master_name"] = _sentinel_master
+elif broker_url.startswith("sentinel"):
+    raise _ConfigurationError(
+        [
+            f"environment: CELERY_BROKER_URL: {broker_url.partition(':')[0]}: needs REDIS_SENTINEL_MASTER, the master's name"
+        ]
+    )
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
 worker_cancel_long_running_tasks_on_connection_loss = False
@@ -68,7 +86,6 @@ result_expires = int(_policy.retention.result_s)
 result_extended = False
 result_backend_always_retry = True
 result_backend_max_retries = 20
-result_backend_transport_options = {"global_keyprefix": _key_prefix} if _key_prefix else {}
 redis_max_connections = _max_connections
 redis_socket_keepalive = True
 redis_socket_timeout = 30.0

@@ -1,4 +1,4 @@
-"""Run the command line; turn the errors that users can mend into one line and an exit code."""
+"""Run the command line."""
 
 import sys
 

@@ -8,7 +8,7 @@ import typer
 
 from cli import checks, demo, enqueue, jobs, machine, workers
 from cli.output import err
-from dev import stack
+from dev import addresses, stack
 from worker.errors import ForebayError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,10 +31,13 @@ checks.register(app)
 
 def main() -> int:
     """Run a command and return its exit code: 0 done, 1 failed, 2 called wrongly."""
-    for name, value in stack.running_environment(ROOT).items():
-        os.environ.setdefault(name, value)
+    if not any(os.environ.get(name) for name in addresses.SERVICE_VARIABLES):  # all of it or nothing: no mixture
+        os.environ.update(stack.running_environment(ROOT))
     try:
         app(prog_name="./forebay")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:
         if not _is_expected(error):
             raise
@@ -43,9 +46,6 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     return 0
 
 

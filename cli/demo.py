@@ -99,9 +99,8 @@ class _Show:
         self.docs = docs
         self.bulk, self.embedding, self.chat = Kind("bulk insert"), Kind("embedding"), Kind("chat")
         self.urgent_s = 0.0
-        self.flood_s = 0.0
         self.entered_per_s = 0.0
-        self.kill_rescued_s: float | None = None
+        self.rows = self.keys = 0
         self.answers: list[tuple[str, str, str]] = []
 
     def run(self) -> dict[str, Any]:
@@ -110,8 +109,10 @@ class _Show:
             self._wait_for_workers(bars)
             self._enqueue(bars)
             followed = [self._follow(bars, kind) for kind in (self.bulk, self.embedding, self.chat)]
-            self._ask_urgently(bars)
+            urgent = threading.Thread(target=self._ask_urgently, args=(bars,))
+            urgent.start()
             self._kill(bars)
+            urgent.join()
             for thread in followed:
                 thread.join()
             self._ask(bars)
@@ -258,15 +259,17 @@ class _Show:
                 )
                 for role in ("user", "assistant")
             }
-        self.bulk.doubled = rows - self.rows
-        self.embedding.doubled = vectors - self.keys
-        self.chat.doubled = max(said.values()) - self.chat.accepted
+        self.bulk.doubled = max(0, rows - self.rows)
+        self.embedding.doubled = max(0, vectors - self.keys)
+        self.chat.doubled = max(0, max(said.values()) - self.chat.accepted)
         missing = (self.rows - rows) + (self.keys - vectors) + (self.chat.accepted - min(said.values()))
         states = overview.queues(broker.connect(), load_policy())
         left = sum(state.waiting + state.started for state in states)
         rescued = sum(state.counters.get("rescued", 0) for state in states)
-        passed = not (left or missing) and all(
-            kind.succeeded == kind.accepted and not kind.lost and not kind.doubled for kind in kinds
+        passed = (
+            not (left or missing)
+            and rescued > 0
+            and all(kind.succeeded == kind.accepted and not kind.lost and not kind.doubled for kind in kinds)
         )
         return {
             "passed": passed,

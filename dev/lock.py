@@ -74,12 +74,10 @@ def _faults(root: Path, project: dict[str, Any], lock: Lock) -> list[str]:
     try:
         text = (root / lock.file_name).read_text("utf-8")
     except OSError as error:
-        return [f"cannot be read: {error.strerror}; run `.venv/bin/python -m dev.lock`"]
+        return [f"cannot be read: {error.strerror}; run `./forebay lock`"]
     faults = []
     if text.split("\n", 1)[0] != _INPUTS + _inputs_hash(project, lock):
-        faults.append(
-            "pyproject.toml's dependencies have changed since it was written; run `.venv/bin/python -m dev.lock`"
-        )
+        faults.append("pyproject.toml's dependencies have changed since it was written; run `./forebay lock`")
     if "://" in text:
         faults.append("holds an address; where packages come from is the installing machine's setting")
     entries = _split(text)

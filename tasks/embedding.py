@@ -25,7 +25,7 @@ class EmbeddingJob(BatchJob):
         return fault.of(error)
 
     def run_batch(self, jobs: Sequence[tuple[str, dict[str, Any]]]) -> list[Answer]:
-        """Embed all texts and keep the vectors in one transaction.
+        """Embed all texts and keep the vectors of each call in one transaction.
 
         One call for each model. When the provider rejects a call, its texts are halved until the bad one stands alone:
         only that job fails.

@@ -116,9 +116,12 @@ def _submission(payload: JobPayload, options: Options) -> Submission:
     queue = load_policy().queue(payload.queue)
     job_id = _identifier("job_id", options.job_id) or uuid4().hex
     priority = parse_priority(payload.priority if options.priority is None else options.priority)
-    text = message.write(
-        payload.task, job_id, queue.name, priority.step, payload.model_dump(mode="json", exclude_none=True)
-    )
+    try:
+        text = message.write(
+            payload.task, job_id, queue.name, priority.step, payload.model_dump(mode="json", exclude_none=True)
+        )
+    except (ValueError, TypeError) as error:
+        raise JobRefused("payload", payload.task, f"cannot be written as JSON: {error}") from error
     if len(text) > queue.max_payload_bytes:
         raise JobRefused(
             "payload", f"{len(text)} bytes", f"must be at most {queue.max_payload_bytes} (queues.yaml, {queue.name})"

@@ -1,7 +1,7 @@
 """Say of every error that our tasks meet whether trying again may help."""
 
 from db import errors
-from tasks.llm import ProviderAway, ProviderBusy
+from tasks.llm import ProviderAway, ProviderBusy, ProviderRefusesUs
 from worker.outcome import Fault
 
 OF_DATABASE = {
@@ -14,7 +14,7 @@ OF_DATABASE = {
 
 def of(error: Exception) -> Fault:
     """Return what an error of a provider or of the database says about the next attempt."""
-    if isinstance(error, ProviderBusy):
+    if isinstance(error, ProviderBusy | ProviderRefusesUs):
         return Fault.AWAY
     if isinstance(error, ProviderAway):
         return Fault.PASSING

@@ -43,6 +43,10 @@ class ProviderBusy(ProviderError):
     """Rate limited: the provider answers later."""
 
 
+class ProviderRefusesUs(ProviderError):
+    """A wrong key, an empty account, a missing setting: no fault of the job, which waits until it is mended."""
+
+
 class ProviderAway(ProviderError):
     """No connection, no answer in time, a server error, or an answer cut short: a moment may heal it."""
 
@@ -119,14 +123,14 @@ def embed(texts: Sequence[str], *, timeout_s: float, model: str | None = None) -
 
 
 def default_model(kind: str) -> str:
-    """Return the model for ``chat`` or ``embedding`` where a job names none. Raises `ProviderRejected`."""
+    """Return the model for ``chat`` or ``embedding`` where a job names none. Raises `ProviderRefusesUs`."""
     variable = f"OPENAI_{kind.upper()}_MODEL"
     named = os.environ.get(variable)
     if named:
         return named
     host = urlsplit(os.environ.get("OPENAI_BASE_URL") or OPENAI).hostname or ""
     if host not in DEFAULT_MODELS:
-        raise ProviderRejected(f"{variable} is not set, and {host} has no known default; set it to a model of its")
+        raise ProviderRefusesUs(f"{variable} is not set, and {host} has no known default; set it to a model of its")
     return DEFAULT_MODELS[host][kind == "embedding"]
 
 
@@ -175,6 +179,10 @@ def _sorted_errors() -> Iterator[None]:
     except openai.RateLimitError as error:
         raise ProviderBusy(f"the provider limits the rate: {error}") from error
     except openai.APIStatusError as error:
+        if error.status_code in (401, 402, 403):
+            raise ProviderRefusesUs(
+                f"the provider refuses the account (status {error.status_code}): {error}; check OPENAI_API_KEY"
+            ) from error
         if error.status_code >= 500 or error.status_code in (408, 409):
             raise ProviderAway(f"the provider failed with status {error.status_code}: {error}") from error
         raise ProviderRejected(f"the provider refused with status {error.status_code}: {error}") from error

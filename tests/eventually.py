@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 def eventually(check: Callable[[], T], timeout_s: float = 30) -> T:
-    """Ask until the answer is truthy and return it; fail with the last answer or error after ``timeout_s``."""
+    """Ask until the answer is truthy and return it; fail after ``timeout_s``, or at once on a failed assertion."""
     until = time.monotonic() + timeout_s
     while True:
         try:

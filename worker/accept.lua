@@ -3,7 +3,7 @@
 -- ARGV   1 prefix  2 job id  3 queue  4 step  5 task  6 message  7 due moment  8 deadline moment
 --        9 idempotency key  10 its lifetime in s  11 maximum length of the queue (0: none)
 --        12 '1' when Celery itself publishes: a message for a running job follows its current delivery
---        13... pairs of further record fields (tenant, conversation)
+--        13... pairs of further record fields (tenant)
 -- RETURNS {'accepted', id} | {'duplicate', id of the first} | {'follows', id} | {'full', jobs waiting}
 -- Refused by Redis when it is out of memory, unlike every other script here.
 local id, queue, step, message = ARGV[2], ARGV[3], ARGV[4], ARGV[6]
@@ -35,8 +35,8 @@ if deadline then
   record[#record + 1] = exact(deadline)
 end
 for i = 13, #ARGV do record[#record + 1] = ARGV[i] end
-redis.call('HSET', key.job(id), unpack(record))
 if ARGV[9] ~= '' then redis.call('SET', key.once(ARGV[9]), id, 'EX', ARGV[10]) end
+redis.call('HSET', key.job(id), unpack(record))
 
 local due = moment(ARGV[7], now)
 if due and due > now then

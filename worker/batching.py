@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from celery.app.trace import fast_trace_task, trace_task_ret
+from celery.concurrency.thread import TaskPool
 from celery.worker.strategy import default
 
 from worker.policy import Batch
@@ -110,10 +111,9 @@ def _urgency(request: Request) -> int:
 
 def strategy(task: BatchJob, app: Any, consumer: Any) -> Any:
     """Return Celery's default message handler with the gatherer in the place of the pool."""
-    queue = task.lane
-    if queue is None or queue.batch is None:
+    queue, pool = task.lane, consumer.pool
+    if queue is None or queue.batch is None or not isinstance(pool, TaskPool):  # each alone: a batch of one
         return default(task, app, consumer)
-    pool = consumer.pool
 
     def send(batch: list[Request]) -> None:
         pool.apply_async(run, (task, batch, gatherer.ended))
@@ -139,14 +139,14 @@ def run(task: BatchJob, batch: list[Request], ended: Callable[[], None]) -> None
     """Run a batch in a thread of the pool. A delivery that was given to another worker meanwhile is left out."""
     try:
         running = _started(task, batch)
-        if not running:
-            return
         jobs = [(request.id, request.kwargs) for request in running]
-        for request, answer in zip(running, answers(task, jobs), strict=True):
+        for request, answer in zip(running, answers(task, jobs) if jobs else [], strict=True):
             _finish(task, request, answer)
     except Exception:
-        logger.exception("a batch of %d jobs broke off; what is not settled comes back with the lease", len(batch))
-        raise
+        logger.exception("a batch of %d jobs broke off; those without an end go back to their queue", len(batch))
+        for request in batch:
+            if not request.acknowledged:
+                request.reject(requeue=True)
     finally:
         ended()
 
@@ -166,9 +166,13 @@ def _started(task: BatchJob, batch: list[Request]) -> list[Request]:
     lease = batch[0]._message.channel.lease
     queue = task.lane.name if task.lane else ""
     said = lease.broker.start_batch(queue, [request.delivery for request in batch])
-    running = [request for request, word in zip(batch, said, strict=True) if word == "started"]
-    for request in running:
-        request.announce_started()
+    running = []
+    for request, word in zip(batch, said, strict=True):
+        if word == "started":
+            request.announce_started()
+            running.append(request)
+        else:  # another worker has it; this frees the place in the prefetch window and settles nothing
+            request.acknowledge()
     return running
 
 

@@ -100,7 +100,9 @@ class Broker:
 
     def run(self, name: str, *args: str | float) -> Any:
         """Run one script and return its reply. Raises what redis-py raises."""
-        return self.scripts[name](args=[self.keys.prefix, *args])
+        # an error's text may hold what UTF-8 cannot; a settle must not fail over it
+        texts = [arg.encode("utf-8", "replace") if isinstance(arg, str) else arg for arg in args]
+        return self.scripts[name](args=[self.keys.prefix, *texts])
 
     def accept(self, submission: Submission) -> str:
         """Accept one job and return its id, which is an earlier job's when this one repeats it.
@@ -220,6 +222,7 @@ def _connect(url: str) -> Broker:
         url,
         transport=celeryconfig.broker_transport,
         transport_options=celeryconfig.broker_transport_options,
+        ssl=celeryconfig.broker_use_ssl,
     )
     try:
         channel: Channel = connection.channel()

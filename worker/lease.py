@@ -34,6 +34,7 @@ class Lease:
         self.renew_every_s = policy.renew_every_s
         self._queues: set[str] = set()
         self._unsettled: deque[tuple[Delivery, Settle]] = deque()
+        self._settling = threading.Lock()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
@@ -54,7 +55,8 @@ class Lease:
             said = settle(self.broker, delivery)
         except RedisError as error:
             logger.warning("job %s cannot be settled yet, will be repeated: %s", delivery.id, error)
-            self._unsettled.append((delivery, settle))
+            with self._settling:
+                self._unsettled.append((delivery, settle))
             return
         if said == "late":
             logger.warning("job %s was given to another worker meanwhile; this run changes nothing", delivery.id)
@@ -63,20 +65,26 @@ class Lease:
         while True:
             try:
                 self.broker.renew(self.owner, self.duration_s, self._about())
-                self._settle_again()
                 rescued = self.broker.sweep()
                 if rescued:
                     logger.warning("rescued %d jobs from workers that vanished", rescued)
+                self._settle_again()
             except RedisError as error:
                 logger.warning("lease of %s not renewed, will be repeated: %s", self.owner, error)
+            except Exception:  # the thread must outlive whatever it meets, or every job here is run again elsewhere
+                logger.exception("renewing the lease of %s failed, will be repeated", self.owner)
             if self._stopped.wait(self.renew_every_s):
                 return
 
     def _settle_again(self) -> None:
-        while self._unsettled:
-            delivery, settle = self._unsettled[0]
-            settle(self.broker, delivery)
-            self._unsettled.popleft()
+        with self._settling:
+            for _ in range(len(self._unsettled)):
+                delivery, settle = self._unsettled.popleft()
+                try:
+                    settle(self.broker, delivery)
+                except BaseException:
+                    self._unsettled.append((delivery, settle))  # behind the others, which may fare better
+                    raise
 
     def _about(self) -> dict[str, str]:
         node = os.environ.get("FOREBAY_NODE") or socket.gethostname()

@@ -18,7 +18,7 @@ HIDDEN = "<kept out of events and logs>"
 def write(task: str, job_id: str, queue: str, step: int, kwargs: dict[str, Any]) -> str:
     """Return the message that makes a worker run ``task(**kwargs)`` as the job ``job_id``."""
     embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
-    body = json.dumps([[], kwargs, embed], ensure_ascii=False, separators=(",", ":")).encode()
+    body = json.dumps([[], kwargs, embed], ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     envelope = {
         "body": base64.b64encode(body).decode("ascii"),
         "content-encoding": "utf-8",

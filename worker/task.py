@@ -5,6 +5,7 @@ from typing import Any
 
 from celery import Task
 from celery.exceptions import Ignore, Reject, Retry
+from redis.exceptions import RedisError
 
 from worker import outcome
 from worker.message import HIDDEN
@@ -31,6 +32,10 @@ class Snoozed(Again):
     """An `Again` that spends no attempt."""
 
     spent = 0
+
+
+class BodyFailed(RuntimeError):
+    """A Redis error of a task's own, told apart from one of the result backend, after which the job is run again."""
 
 
 class OutOfMemory(RuntimeError):
@@ -80,9 +85,11 @@ class Job(Task):  # type: ignore[misc]
             raise OutOfMemory(f"job {self.request.id} ran out of memory") from error
         except Exception as error:
             again = self.again(error, self.request.retries)
-            if again is None:
-                raise
-            raise again from error
+            if again is not None:
+                raise again from error
+            if isinstance(error, RedisError):
+                raise BodyFailed(f"{type(error).__name__}: {error}") from error
+            raise
 
     def _abandon(self, *args: Any, **kwargs: Any) -> None:
         self.abandoned(*args, **kwargs)

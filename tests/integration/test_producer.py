@@ -23,6 +23,10 @@ def test_importing_it_stays_thin() -> None:
     assert said.stdout.strip() == "[]"
 
 
+def bulk(value: object) -> Any:
+    return enqueue.bulk_insert("unicode_characters", [{"codepoint": value}])
+
+
 @pytest.mark.parametrize(
     ("call", "field", "words"),
     [
@@ -41,6 +45,10 @@ def test_importing_it_stays_thin() -> None:
         (lambda: enqueue.chat("hello", delay="soon"), "delay", "seconds"),
         (lambda: enqueue.chat("hello", deadline=datetime(2030, 1, 1)), "deadline", "time zone"),  # noqa: DTZ001
         (lambda: enqueue.chat("hello", deadline=float("nan")), "deadline", "between now"),
+        (lambda: bulk(object()), "payload", "JSON"),
+        (lambda: bulk(b"\xff"), "payload", "JSON"),
+        (lambda: bulk("\ud800"), "payload", "JSON"),
+        (lambda: bulk(float("nan")), "payload", "JSON"),
         (lambda: enqueue.embedding(""), "text", "white space"),
         (lambda: enqueue.embedding("text", key=""), "key", "at least 1"),
         (lambda: enqueue.bulk_insert("unicode_characters", []), "rows", "at least one"),

@@ -2,9 +2,11 @@
 
 import json
 import os
+import ssl
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,13 +16,14 @@ from celery.app.defaults import SETTING_KEYS
 from celery.app.utils import detect_settings
 from celery.backends.redis import RedisBackend
 from celery.utils.saferepr import saferepr
-from redis.retry import Retry
+from kombu import Connection
 
 import celeryconfig
 from worker import message
 from worker.policy import load as load_policy
 from worker.priority import STEPS
 from worker.task import Job
+from worker.transport import Channel, Transport
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {name: value for name, value in vars(celeryconfig).items() if not name.startswith("_")}
@@ -135,6 +138,7 @@ def test_the_environment_wins() -> None:
         CELERY_WORKER_PREFETCH_MULTIPLIER="7",
         REDIS_MAX_CONNECTIONS="77",
         FOREBAY_KEY_PREFIX="staging:",
+        REDIS_SENTINEL_MASTER="primary",
         FOREBAY_RETENTION_RESULT_S="60",
     )
     assert settings["broker_url"] == "sentinel://127.0.0.1:1/0"
@@ -143,7 +147,8 @@ def test_the_environment_wins() -> None:
     assert settings["worker_prefetch_multiplier"] == 7
     assert settings["redis_max_connections"] == settings["broker_transport_options"]["max_connections"] == 77
     assert settings["broker_transport_options"]["global_keyprefix"] == "staging:"
-    assert settings["result_backend_transport_options"] == {"global_keyprefix": "staging:"}
+    assert settings["broker_transport_options"]["master_name"] == "primary"
+    assert settings["result_backend_transport_options"] == {"global_keyprefix": "staging:", "master_name": "primary"}
     assert settings["result_expires"] == 60
 
 
@@ -204,7 +209,7 @@ def test_the_result_backend_waits_through_a_moments_outage() -> None:
     app = Celery("check", set_as_current=False)
     app.config_from_object(celeryconfig)
     backend = RedisBackend(app=app, url="redis://127.0.0.1:1/0")  # connects at first use
-    assert isinstance(backend.client.connection_pool.make_connection().retry, Retry), "one more try at once"
+    assert backend.client.connection_pool.make_connection().retry.get_retries() == 1, "one more try at once"
     for error in (redis.ConnectionError(), redis.TimeoutError(), redis.BusyLoadingError()):
         assert backend.exception_safe_to_retry(error)
     assert backend.always_retry
@@ -239,3 +244,26 @@ def test_a_task_of_two_queues_is_included_once_and_goes_to_the_first(tmp_path: P
     assert settings["include"] == ["tasks.chat"]
     assert settings["task_routes"] == {"tasks.chat": {"queue": "a"}}
     assert settings["task_queues"] == ["a", "b"]
+
+
+def test_a_sentinel_url_needs_its_masters_name() -> None:
+    ended = run(CELERY_BROKER_URL="sentinel://127.0.0.1:1/0")
+    assert ended.returncode != 0
+    assert "REDIS_SENTINEL_MASTER" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "settings"),
+    [
+        ("rediss://:secret@127.0.0.1:1/0", {"ssl_cert_reqs": ssl.CERT_REQUIRED}),
+        ("rediss://127.0.0.1:1/0?ssl_cert_reqs=required", None),
+    ],
+)
+def test_a_rediss_url_connects_with_tls_and_a_verified_certificate(url: str, settings: Any) -> None:
+    read_settings = read(CELERY_BROKER_URL=url)
+    assert bool(read_settings["broker_use_ssl"]) == bool(read_settings["redis_backend_use_ssl"]) == bool(settings)
+    channel = Channel.__new__(Channel)  # as it is before it connects
+    channel.connection = SimpleNamespace(client=Connection(url, transport=Transport, ssl=settings))
+    params = channel._connparams()
+    assert issubclass(params["connection_class"], redis.SSLConnection)
+    assert params["ssl_cert_reqs"] == ssl.CERT_REQUIRED

@@ -47,9 +47,7 @@ if _sentinel_master := _os.environ.get("REDIS_SENTINEL_MASTER"):
     result_backend_transport_options["master_name"] = _sentinel_master
 elif broker_url.startswith("sentinel"):
     raise _ConfigurationError(
-        [
-            f"environment: CELERY_BROKER_URL: {broker_url.partition(':')[0]}: needs REDIS_SENTINEL_MASTER, the master's name"
-        ]
+        ["environment: REDIS_SENTINEL_MASTER: not set: must name the master of CELERY_BROKER_URL"]
     )
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None

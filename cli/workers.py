@@ -68,6 +68,8 @@ def work_off(
         )
         for lane in lanes
     ]
+    # a supervisor's SIGTERM ends the children as Ctrl-C does
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         _watch(lanes, children)
     finally:

@@ -112,7 +112,7 @@ def _text(path: Path) -> str:
     if len(content) > LARGEST_BYTES:
         raise ConfigurationError([f"{path}: has {len(content)} bytes; at most {LARGEST_BYTES} are read"])
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigurationError([f"{path}:{line}: not UTF-8: byte 0x{content[error.start]:02x}"]) from None
@@ -181,15 +181,14 @@ def _override(reading: Reading, environ: Mapping[str, str]) -> None:
     names = [name for name, value in queues.items() if isinstance(value, dict)]
     known = {_variable(key): key for key in COMMON}
     known |= {_variable(f"{name}.{key}"): f"queues.{name}.{key}" for name in names for key in SCALARS}
-    for variable, value in sorted(environ.items()):
+    for variable, value in sorted(environ.items()):  # CELERY_* first, so that a queue's own variable wins
         if variable in known:
             _put(reading, known[variable], value, variable)
         elif variable in CELERY:
             key = CELERY[variable]
             for name in names:
                 pool = environ.get(_variable(f"{name}.pool"), queues[name].get("pool"))
-                applies = key == "prefetch_multiplier" or pool == "prefork"
-                if applies and _variable(f"{name}.{key}") not in environ:  # the queue's own variable wins
+                if key == "prefetch_multiplier" or pool == "prefork":
                     _put(reading, f"queues.{name}.{key}", value, variable)
         elif re.match(r"FOREBAY_[A-Z]", variable) and variable not in OTHERS:
             nearest = get_close_matches(variable, [*known, *OTHERS], n=1)

@@ -10,6 +10,7 @@ import pytest
 
 from dev import stack
 from tasks import enqueue
+from tests.eventually import eventually
 from tests.workers import Workers
 from worker.broker import Broker
 
@@ -138,6 +139,16 @@ def test_a_job_can_be_cancelled_until_it_is_fetched(cli: Cli, workers: Workers) 
     workers.start("embedding")
     done.result(60)
     assert "cannot be cancelled" in cli("cancel", done.id, code=1)
+
+
+def test_dead_letters_are_listed_with_their_reason(cli: Cli, workers: Workers, broker: Broker) -> None:
+    broker.redis.lpush("embedding", "not json")
+    workers.start("embedding")
+    eventually(lambda: broker.redis.zcard(broker.keys.dead()) == 1)
+    (letter,) = cli.json("dead", "list")
+    assert (letter["queue"], letter["reason"]) == ("embedding", "malformed")
+    assert letter["id"] in cli("dead", "list")
+    assert "malformed" in cli("job", letter["id"], code=1)
 
 
 def test_configuration_says_where_each_value_came_from(cli: Cli) -> None:

@@ -82,6 +82,7 @@ def test_celery_takes_the_settings_without_a_complaint() -> None:
         ("worker_enable_remote_control", True),
         ("worker_cancel_long_running_tasks_on_connection_loss", False),
         ("worker_max_tasks_per_child", None),
+        ("worker_consumer", "worker.consumer:Consumer"),
         ("broker_connection_retry_on_startup", True),
         ("broker_connection_max_retries", None),
         ("timezone", "UTC"),

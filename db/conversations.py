@@ -38,7 +38,7 @@ class Answer:
     model: str | None
     prompt_tokens: int | None
     completion_tokens: int | None
-    details: dict[str, object] | None
+    details: dict[str, object] | None = None
 
 
 def store_user_message(

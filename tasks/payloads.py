@@ -34,7 +34,7 @@ Text = Annotated[str, AfterValidator(_not_blank), AfterValidator(_storable)]
 class JobPayload(BaseModel):
     """The arguments of a task, as they travel."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, ser_json_inf_nan="constants")
 
     queue: ClassVar[str]
     task: ClassVar[str]

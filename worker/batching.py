@@ -40,7 +40,7 @@ class BatchJob(Job):
         """Return this job's share of its batch; a job that comes alone is a batch of one."""
         answer = self.request.get("forebay_answer")
         if answer is None:
-            answer = answers(self, [(self.request.id, kwargs)])
+            (answer,) = answers(self, [(self.request.id, kwargs)])
         value = answer[0]
         if isinstance(value, Exception):
             raise value

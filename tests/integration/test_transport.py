@@ -56,9 +56,12 @@ def test_jobs_of_a_plain_celery_producer_run(
     assert record[b"queue"] == b"embedding"
 
 
-def test_a_plain_worker_command_works_as_any_celery_user_expects(workers: Workers) -> None:
-    worker = workers.run([sys.executable, "-m", "celery", "-A", "worker.app", "worker", "-Q", "chat", "-c", "2"])
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_a_plain_worker_command_works_as_any_celery_user_expects(workers: Workers, pool: str) -> None:
+    command = "-m celery -A worker.app worker -Q chat,embedding -c 2 --pool"
+    worker = workers.run([sys.executable, *command.split(), pool])
     assert enqueue.chat("Say yes.", max_tokens=4).result(60)["text"]
+    assert [enqueue.embedding(f"text {number}").result(60)["dimensions"] for number in range(3)] == [384] * 3
     assert worker.terminate() == 0
 
 

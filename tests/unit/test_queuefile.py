@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -176,7 +177,7 @@ def test_every_scalar_key_of_the_schema_has_a_variable(tmp_path: Path) -> None:
     found = reading(tmp_path, PLAIN, environ)
     assert found.faults == []
     for at, key in enumerate(keys, 1):
-        part = found.values
+        part: Any = found.values
         for name in key.split("."):
             part = part[name]
         assert part == at

@@ -1,5 +1,6 @@
 """The main job on real input: flood the queues, kill a worker, ask an urgent question, and count what is left."""
 
+import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -292,6 +293,9 @@ class _Show:
             "rescued_after_kill": rescued,
             "enqueued_per_s": round(self.entered_per_s),
             "urgent_started_after_s": round(self.urgent_s, 3),
+            "flood_started_after_s": round(
+                statistics.median(_waited_s(job_id) for job_id in self.chat.job_ids[:FLOOD]), 3
+            ),
             "answers": [{"question": q, "nearest": n, "answer": a} for q, n, a in self.answers],
         }
 
@@ -341,7 +345,8 @@ def _tell(verdict: dict[str, Any], flower_url: str, as_json_: bool) -> None:
     )
     out.print(
         f"one worker was killed with SIGKILL: {verdict['rescued_after_kill']} of its jobs were rescued; "
-        f"the urgent chat started {verdict['urgent_started_after_s']:.2f} s after it was sent"
+        f"the urgent chat started {verdict['urgent_started_after_s']:.2f} s after it was sent, "
+        f"those of low priority after {verdict['flood_started_after_s']:.2f} s (median)"
     )
     out.print(f"Flower was at {flower_url}")
     out.print("[bold green]PASSED[/]: nothing lost, nothing doubled" if verdict["passed"] else "[bold red]FAILED[/]")

@@ -1,6 +1,7 @@
 """Run one job: the base class of every task, which turns errors into outcomes."""
 
 import random
+import threading
 from typing import Any
 
 from celery import Task
@@ -35,7 +36,7 @@ class Snoozed(Again):
 
 
 class BodyFailed(RuntimeError):
-    """A Redis error of a task's own, told apart from one of the result backend, after which the job is run again."""
+    """A task's Redis error or SystemExit, told apart from those of the result backend and of the pool."""
 
 
 class OutOfMemory(RuntimeError):
@@ -81,6 +82,11 @@ class Job(Task):  # type: ignore[misc]
             return self.body(*args, **kwargs)
         except (Retry, Ignore, Reject):
             raise
+        except SystemExit as error:
+            # In a pool child it ends the child, which is noticed; in a thread nobody would settle the job.
+            if threading.current_thread() is threading.main_thread():
+                raise
+            raise BodyFailed(f"the task called sys.exit({error.code!r})") from error
         except MemoryError as error:
             raise OutOfMemory(f"job {self.request.id} ran out of memory") from error
         except Exception as error:

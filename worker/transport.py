@@ -205,11 +205,22 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         undelivered = list(fetched)
         try:
             while undelivered:
-                payload = self._payload(undelivered.pop(0))
-                if payload is not None:
-                    self.connection._deliver(*payload)
+                self._deliver(undelivered.pop(0))
         finally:
             self._give_back(undelivered)
+
+    def _deliver(self, fetched: Fetched) -> None:
+        payload = self._payload(fetched)
+        if payload is None:
+            return
+        try:
+            self.connection._deliver(*payload)
+        except Exception as error:
+            # what reached the consumer is the consumer's; what did not is in nobody's hands
+            if not fetched.delivery.number or fetched.delivery.tag in self.qos._delivered:
+                raise
+            fault = f"{type(error).__name__}: {error}"
+            self.lease.settle(fetched.delivery, lambda broker, delivery: broker.bury(delivery, "malformed", fault))
 
     def _give_back(self, fetched: list[Fetched]) -> None:
         for each in fetched:

@@ -139,6 +139,8 @@ def encoded(body: object) -> str:
         (b"\xff\xfe\x00", b"malformed"),
         (b'{"headers": {"id": "shapeless"}}', b"malformed"),
         (BODYLESS, b"malformed"),
+        (BODYLESS.replace(b'"base64"', b'"rot13"'), b"malformed"),
+        (BODYLESS.replace(b'"%a"', b"7"), b"malformed"),
         (task_message(task="no.such.task"), b"unknown task"),
         (task_message(task=None), b"no task named"),
         (task_message(id=None), b"malformed"),

@@ -20,7 +20,7 @@ Priority = Annotated[str | None, typer.Option(help="CRITICAL, HIGH, NORMAL, LOW 
 Key = Annotated[str | None, typer.Option("--idempotency-key", help="A repeat returns the first job.")]
 Seconds = Annotated[float | None, typer.Option(help="In seconds from now.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Wait = Annotated[float | None, typer.Option(help="Wait up to this many seconds for the result and print it.")]
+Wait = Annotated[float | None, typer.Option(help="Wait up to this many seconds for the result and print it.", min=0)]
 
 commands = typer.Typer(no_args_is_help=True, help="Enqueue a chat, embedding or bulk-insert job.")
 
@@ -89,7 +89,11 @@ def bulk(
             on_progress=lambda rows: bars.update(task, completed=rows),
         )
     if wait is not None:
-        result = group.result(wait)
+        try:
+            result = group.result(wait)
+        except KeyboardInterrupt:
+            err.print(f"{len(group.jobs)} jobs go on; the first is {group.jobs[0].id}", markup=False)
+            raise
         as_json(result) if as_json_ else out.print(f"{result['rows']} rows inserted by {len(group.jobs)} jobs")
         return
     if as_json_:
@@ -104,7 +108,11 @@ def _tell(job: Job, wait: float | None, as_json_: bool) -> None:
     if wait is None:
         as_json({"id": job.id}) if as_json_ else out.print(job.id)
         return
-    result = job.result(wait)
+    try:
+        result = job.result(wait)
+    except KeyboardInterrupt:
+        err.print(f"job {job.id} goes on; ask with ./forebay job {job.id}", markup=False)
+        raise
     as_json({"id": job.id, "result": result}) if as_json_ else out.print(result["text"], markup=False)
 
 

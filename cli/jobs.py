@@ -1,6 +1,7 @@
 """Commands that look: one job, the queues, the configuration."""
 
 import json
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
@@ -29,7 +30,7 @@ def register(app: typer.Typer) -> None:
 
 def job(
     job_id: Annotated[str, typer.Argument(help="The id that enqueue printed.")],
-    wait: Annotated[float | None, typer.Option(help="Wait up to this many seconds for the job to end.")] = None,
+    wait: Annotated[float | None, typer.Option(help="Wait up to this many seconds for the job to end.", min=0)] = None,
     as_json_: AsJson = False,
 ) -> None:
     """Show one job: its status, times, attempts, and its result when it has one. Exit code 1 if it failed."""
@@ -42,18 +43,21 @@ def job(
     except ForebayError as failure:
         error = str(failure)
     record = handle.record()
-    shown = {"id": job_id, "status": status_of(record), **record, "result": result}
+    shown = {"id": job_id, "status": status_of(record), **dict(sorted(record.items())), "result": result}
     if as_json_:
         as_json(shown)
     else:
-        rows = [
-            (name, json.dumps(value, ensure_ascii=False)[:2000] if name == "result" else value)
-            for name, value in shown.items()
-            if value not in (None, "")
-        ]
+        rows = [(name, _shown(name, value)) for name, value in shown.items() if value not in (None, "")]
         table(f"job {job_id}", ("field", "value"), rows)
     if error:
         raise typer.Exit(1)
+
+
+def _shown(name: str, value: Any) -> str:
+    """Return a field for people: times as ISO 8601, results as one line."""
+    if name.endswith("_at") or name == "deadline":
+        return datetime.fromtimestamp(float(value), UTC).isoformat(timespec="milliseconds")
+    return json.dumps(value, ensure_ascii=False)[:2000] if name == "result" else str(value)
 
 
 def cancel(job_id: Annotated[str, typer.Argument(help="The job to cancel.")]) -> None:

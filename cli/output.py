@@ -1,6 +1,8 @@
 """Print for people (tables, colours on a terminal) or for programs (``--json``)."""
 
 import json
+import os
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -8,7 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-out = Console(highlight=False)
+#: A pipe or a file has no width; what is too narrow there cannot be read or copied from.
+WIDE = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 200
+
+out = Console(highlight=False, width=WIDE)
 err = Console(stderr=True, highlight=False)
 
 
@@ -23,7 +28,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     drawn = Table(title=title, title_justify="left", title_style="bold")
     for number, name in enumerate(columns):
         numeric = all(row[number].replace(",", "").replace(".", "").lstrip("-").isdigit() for row in cells)
-        drawn.add_column(name, justify="right" if cells and numeric else "left", overflow="fold")
+        drawn.add_column(name, justify="right" if cells and numeric else "left", overflow="fold", no_wrap=number == 0)
     for row in cells:
         drawn.add_row(*row)
     out.print(drawn)

@@ -86,7 +86,7 @@ class BulkInsert(JobPayload):
     def _fits(self) -> "BulkInsert":
         tables = load_policy().queue(self.queue).tables or ()
         if self.table not in tables:
-            raise ValueError(f"table: {self.table!r} is not allowed; allowed in queues.yaml: {', '.join(tables)}")
+            raise ValueError(f"table: is not allowed; queues.yaml allows {', '.join(tables)}")
         if len(set(self.columns)) != len(self.columns):
             raise ValueError("columns: must differ from each other")
         for number, row in enumerate(self.rows):

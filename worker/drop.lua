@@ -4,6 +4,7 @@
 local id = ARGV[2]
 local queue, why = holding(id, ARGV[3])
 if not queue then return why end
+redis.call('HDEL', key.job(id), 'leased_at', 'started_at') -- it was handed out to be dropped, not run
 finish(id, queue, ARGV[4], ARGV[5])
 count(queue, ARGV[4])
 return 'dropped'

@@ -3,13 +3,15 @@
 import os
 
 from celery import Celery
-from celery.signals import celeryd_init, worker_process_init
+from celery.signals import celeryd_init, worker_process_init, worker_shutting_down
 
+from worker import draining
 from worker.children import die_with_parent
 
 app = Celery("forebay", task_cls="worker.task:Job")
 app.config_from_object("celeryconfig")
 worker_process_init.connect(die_with_parent)
+worker_shutting_down.connect(draining.begin)
 
 
 @celeryd_init.connect  # type: ignore[untyped-decorator]

@@ -18,7 +18,7 @@ from celery.worker.strategy import default
 from worker.policy import Batch
 from worker.priority import FETCH_ORDER
 from worker.request import Request
-from worker.task import Job
+from worker.task import BodyFailed, Job
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class Gatherer:
 
 
 def _urgency(request: Request) -> int:
-    step = int(request._message.properties.get("priority") or 0)
+    step = request._message.properties.get("priority") or 0  # anything at all, from a producer that does not check
     return FETCH_ORDER.index(step) if step in FETCH_ORDER else len(FETCH_ORDER)
 
 
@@ -116,19 +116,12 @@ def strategy(task: BatchJob, app: Any, consumer: Any) -> Any:
         return default(task, app, consumer)
 
     def send(batch: list[Request]) -> None:
-        pool.apply_async(run, (task, batch, gatherer.ended))
+        pool.apply_async(run, (task, batch, gatherer.ended), callback=_nothing_more)
 
     gatherer = Gatherer(queue.batch, pool.limit, consumer.timer, send)
     one_by_one = consumer.on_task_request
-
-    def take(request: Request) -> None:
-        if request.verdict:
-            one_by_one(request)
-        else:
-            gatherer.add(request)
-
     # default() binds the attribute once, when it makes the handler; there is no parameter for it
-    consumer.on_task_request = take
+    consumer.on_task_request = gatherer.add
     try:
         return default(task, app, consumer)
     finally:
@@ -140,15 +133,20 @@ def run(task: BatchJob, batch: list[Request], ended: Callable[[], None]) -> None
     try:
         running = _started(task, batch)
         jobs = [(request.id, request.kwargs) for request in running]
-        for request, answer in zip(running, answers(task, jobs) if jobs else [], strict=True):
-            _finish(task, request, answer)
-    except Exception:
-        logger.exception("a batch of %d jobs broke off; those without an end go back to their queue", len(batch))
+        given = answers(task, jobs) if jobs else []
+        for request, answer in zip(_still_held(running), given, strict=True):
+            if request is not None:
+                _finish(task, request, answer)
+    except BaseException as error:  # whatever it is, no job of the batch may be left without an end
         for request in batch:
             if not request.acknowledged:
-                request.reject(requeue=True)
+                request.break_off(error)
     finally:
         ended()
+
+
+def _nothing_more(_: None) -> None:
+    """End a batch in the pool's eyes: each of its requests has ended by itself."""
 
 
 def answers(task: BatchJob, jobs: Sequence[tuple[str, dict[str, Any]]]) -> list[Answer]:
@@ -157,29 +155,57 @@ def answers(task: BatchJob, jobs: Sequence[tuple[str, dict[str, Any]]]) -> list[
         given = task.run_batch(jobs)
         if len(given) != len(jobs):
             raise RuntimeError(f"{task.name} gave {len(given)} answers to {len(jobs)} jobs")
+    except (SystemExit, KeyboardInterrupt, MemoryError) as error:
+        given = [BodyFailed(f"the batch broke off: {error!r}")] * len(jobs)
     except Exception as error:
         given = [error] * len(jobs)
     return [[answer] for answer in given]
 
 
 def _started(task: BatchJob, batch: list[Request]) -> list[Request]:
-    lease = batch[0]._message.channel.lease
+    """Begin the batch in its jobs' records and return those that run: the others are not to, or not here."""
+    wanted = [request for request in batch if not request.revoked()]
+    if not wanted:
+        return []
+    lease = wanted[0]._message.channel.lease
     queue = task.lane.name if task.lane else ""
-    said = lease.broker.start_batch(queue, [request.delivery for request in batch])
+    said = lease.broker.start_batch(queue, [request.delivery for request in wanted])
     running = []
-    for request, word in zip(batch, said, strict=True):
+    for request, word in zip(wanted, said, strict=True):
         if word == "started":
             request.announce_started()
             running.append(request)
-        else:  # another worker has it; this frees the place in the prefetch window and settles nothing
-            request.acknowledge()
+        elif word in ("cancelled", "expired"):
+            _finish(task, request, None)  # which asks again and keeps what must be kept
+        else:
+            request.let_pass()
     return running
 
 
-def _finish(task: BatchJob, request: Request, answer: list[Answer]) -> None:
+def _still_held(running: list[Request]) -> list[Request | None]:
+    """Return the requests with None in the place of those that another worker has by now."""
+    if not running:
+        return []
+    said = running[0]._message.channel.lease.broker.confirm_batch([request.delivery for request in running])
+    held: list[Request | None] = []
+    for request, word in zip(running, said, strict=True):
+        held.append(request if word == "held" else None)
+        if word != "held":
+            request.let_pass()
+    return held
+
+
+def _finish(task: BatchJob, request: Request, answer: list[Answer] | None) -> None:
+    """Run Celery's tracer for one job, with its share of the batch's answer."""
     trace = fast_trace_task if task.app.use_fast_trace_task else trace_task_ret
     headers = {**request.request_dict, "forebay_answer": answer}
     message = request._message
-    request.on_success(
-        trace(task.name, request.id, headers, message.body, message.content_type, message.content_encoding)
-    )
+    try:
+        request.on_success(
+            trace(task.name, request.id, headers, message.body, message.content_type, message.content_encoding)
+        )
+    except Exception as error:
+        if request.acknowledged:
+            logger.exception("job %s has ended, and what follows from it broke off", request.id)
+        else:
+            request.break_off(error)

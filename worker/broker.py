@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from worker import scripts
+from worker import fingerprint, scripts
 from worker.errors import BrokerUnavailable, QueueFull
 from worker.keys import Keys
 from worker.policy import load as load_policy
@@ -38,7 +39,6 @@ class Submission:
     deadline: str = ""
     idempotency_key: str = ""
     max_length: int = 0
-    follows: bool = False
     fields: dict[str, str] = field(default_factory=dict)
 
     def args(self) -> list[str | int]:
@@ -54,7 +54,6 @@ class Submission:
             self.idempotency_key,
             int(load_policy().retention.idempotency_s),
             self.max_length,
-            "1" if self.follows else "",
             *(text for pair in self.fields.items() for text in pair),
         ]
 
@@ -78,12 +77,20 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Fetched:
-    """A fetched message. The verdict is empty, ``cancelled`` or ``expired``; a plain one has delivery number 0."""
+    """A fetched message. A plain one, of which no record is kept, has delivery number 0."""
 
     queue: str
     delivery: Delivery
-    verdict: str
     message: str
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a fetch brought: jobs; when there may be more (None: when a bell rings); whether to heed no bell till then."""
+
+    jobs: list[Fetched]
+    nap_s: float | None
+    deaf: bool
 
 
 class Broker:
@@ -97,12 +104,11 @@ class Broker:
         self.redis: Any = client  # redis-py types each reply as the union of all that it may be
         self.keys = Keys(prefix)
         self.scripts = scripts.load(client)
+        self.fetches = itertools.count(1)  # numbers the fetches of this process, so that a lost one can be given up
 
     def run(self, name: str, *args: str | float) -> Any:
         """Run one script and return its reply. Raises what redis-py raises."""
-        # an error's text may hold what UTF-8 cannot; a settle must not fail over it
-        texts = [arg.encode("utf-8", "replace") if isinstance(arg, str) else arg for arg in args]
-        return self.scripts[name](args=[self.keys.prefix, *texts])
+        return self.scripts[name](args=[self.keys.prefix, *map(_bytes, args)])
 
     def accept(self, submission: Submission) -> str:
         """Accept one job and return its id, which is an earlier job's when this one repeats it.
@@ -136,7 +142,7 @@ class Broker:
             try:
                 pipeline = self.redis.pipeline(transaction=False)
                 for submission in chunk:
-                    self.scripts["accept"](args=[self.keys.prefix, *submission.args()], client=pipeline)
+                    self.scripts["accept"](args=[self.keys.prefix, *map(_bytes, submission.args())], client=pipeline)
                 return list(pipeline.execute(raise_on_error=False))
             except (NotConnected, NoAnswer) as error:
                 if attempt == 2:
@@ -148,19 +154,45 @@ class Broker:
 
     def fetch(self, owner: str, lease_s: float, queues: Sequence[tuple[str, bool]], most: int) -> list[Fetched]:
         """Lease up to ``most`` jobs of ``queues`` (name, whether plain) to ``owner``, most urgent first."""
-        return parse_fetched(self.run("fetch", *fetch_args(owner, lease_s, queues, most)))[1]
+        args = fetch_args(owner, lease_s, queues, most, next(self.fetches))
+        return parse_fetched(self.run("fetch", *args)).jobs
+
+    def reclaim(self, owner: str, number: int) -> int:
+        """Give up a fetch whose reply never came; return how many jobs it had leased, which go back."""
+        return int(self.run("reclaim", owner, number))
 
     def start(self, delivery: Delivery) -> str:
-        """Note that a delivery began to run."""
+        """Note that a delivery begins to run; return ``started``, or why it is not to."""
         return _text(self.run("start", delivery.id, delivery.number))
+
+    def confirm(self, delivery: Delivery) -> str:
+        """Return ``held`` if a delivery still holds its job, so that its run may write results."""
+        return _text(self.run("confirm", delivery.id, delivery.number))
+
+    def follow(self, delivery: Delivery, submission: Submission) -> str:
+        """Keep a message that takes the place of the delivery which published it, once that settles as done."""
+        to = (submission.queue, submission.step, submission.message, submission.due)
+        return _text(self.run("follow", delivery.id, delivery.number, *to))
+
+    def replacing(self, delivery: Delivery) -> str:
+        """Note that a delivery puts a canvas in its place; the job ends with the canvas' last task."""
+        return _text(self.run("replacing", delivery.id, delivery.number))
 
     def start_batch(self, queue: str, deliveries: Sequence[Delivery]) -> list[str]:
         """Note that the deliveries of one batch began to run; count the batch."""
-        pipeline = self.redis.pipeline(transaction=False)
-        for delivery in deliveries:
-            self.scripts["start"](args=[self.keys.prefix, delivery.id, delivery.number], client=pipeline)
+        pipeline = self._of_batch("start", deliveries)
         pipeline.hincrby(self.keys.stats(queue), "batches", 1)
         return [_text(reply) for reply in pipeline.execute()[:-1]]
+
+    def confirm_batch(self, deliveries: Sequence[Delivery]) -> list[str]:
+        """Do `confirm` for the deliveries of one batch."""
+        return [_text(reply) for reply in self._of_batch("confirm", deliveries).execute()]
+
+    def _of_batch(self, name: str, deliveries: Sequence[Delivery]) -> Any:
+        pipeline = self.redis.pipeline(transaction=False)
+        for delivery in deliveries:
+            self.scripts[name](args=[self.keys.prefix, _bytes(delivery.id), delivery.number], client=pipeline)
+        return pipeline
 
     def done(self, delivery: Delivery) -> str:
         """Settle a delivery as succeeded."""
@@ -172,7 +204,8 @@ class Broker:
 
     def bury(self, delivery: Delivery, reason: str, error: str, traceback: str = "") -> str:
         """Settle a delivery as a dead letter, its message kept untouched."""
-        return _text(self.run("bury", delivery.id, delivery.number, reason, error, traceback))
+        like = fingerprint.of(reason, error, traceback)
+        return _text(self.run("bury", delivery.id, delivery.number, reason, error, traceback, like))
 
     def release(self, delivery: Delivery, unless_started: bool = False) -> str:
         """Give a delivery back to the head of its queue."""
@@ -184,21 +217,35 @@ class Broker:
         return _text(self.run("drop", delivery.id, delivery.number, verdict, record_s))
 
     def cancel(self, job_id: str) -> str:
-        """Cancel a job that has not been fetched. Return the state in which it was, empty for an unknown job."""
+        """Cancel a job: it is not started, or its worker breaks it off. Return its state before, empty if unknown."""
         return _text(self.run("cancel", job_id))
 
-    def renew(self, owner: str, lease_s: float, about: dict[str, str]) -> int:
-        """Renew an owner's lease and return how many jobs it holds."""
+    def renew(self, owner: str, lease_s: float, about: dict[str, str]) -> list[tuple[str, str]]:
+        """Renew an owner's lease. Return what was said to it since: (``cancel`` or ``wedged``, job id) each."""
         pairs = [text for pair in about.items() for text in pair]
-        return int(self.run("renew", owner, lease_s, *pairs))
+        lines = [_text(line).partition(" ") for line in self.run("renew", owner, lease_s, *pairs)]
+        return [(what, job_id) for what, _, job_id in lines]
 
     def leave(self, owner: str) -> int:
-        """End an owner's lease and return how many jobs it leaves to be swept."""
-        return int(self.run("leave", owner))
+        """End an owner's lease, give back what it holds and return how many jobs that were."""
+        given_back = 0
+        while True:
+            back, left = self.run("leave", owner, PIPELINE_JOBS)
+            given_back += int(back)
+            if not left:
+                return given_back
 
-    def sweep(self, most: int = 1000) -> int:
-        """Give back what owners with an ended lease held; return how many jobs."""
-        return int(self.run("sweep", most))
+    def sweep(self, most: int = 1000) -> tuple[int, float | None]:
+        """Rescue jobs from owners with an ended lease and from hung runs.
+
+        Return how many, and in how many seconds the next lease ends (None: nobody holds one).
+        """
+        policies: list[str | float] = []
+        for queue in load_policy().queues.values():
+            policies += [queue.name, queue.max_orphaned, queue.retry.backoff_s, queue.retry.backoff_max_s]
+            policies.append(queue.wedged_after_s)
+        rescued, next_end = self.run("sweep", most, *policies)
+        return int(rescued), float(next_end) if next_end else None
 
 
 def connect(url: str | None = None) -> Broker:
@@ -241,19 +288,21 @@ def client_of(channel: Channel) -> redis.Redis:
     return redis.Redis(connection_pool=pool)
 
 
-def fetch_args(owner: str, lease_s: float, queues: Sequence[tuple[str, bool]], most: int) -> list[str | int | float]:
+def fetch_args(
+    owner: str, lease_s: float, queues: Sequence[tuple[str, bool]], most: int, number: int
+) -> list[str | int | float]:
     """Return the arguments of the fetch script behind the prefix."""
     pairs = [text for name, plain in queues for text in (name, "plain" if plain else "lease")]
-    return [owner, lease_s, most, *pairs]
+    return [owner, lease_s, most, number, *pairs]
 
 
-def parse_fetched(reply: list[Any]) -> tuple[float | None, list[Fetched]]:
-    """Return the nap in seconds (None: nothing is delayed) and the jobs of a fetch script's reply."""
-    nap = float(reply[0]) if reply[0] else None
-    return nap, [
-        Fetched(_text(queue), Delivery(_text(job_id), int(number)), _text(verdict), _text(message))
-        for queue, job_id, number, verdict, message in reply[1:]
+def parse_fetched(reply: list[Any]) -> Reply:
+    """Return what a fetch script's reply says."""
+    jobs = [
+        Fetched(_text(queue), Delivery(_text(job_id), int(number)), _text(message))
+        for queue, job_id, number, message in reply[2:]
     ]
+    return Reply(jobs, float(reply[0]) if reply[0] else None, bool(reply[1]))
 
 
 def _accepted_id(submission: Submission, reply: Any) -> str:
@@ -264,10 +313,14 @@ def _accepted_id(submission: Submission, reply: Any) -> str:
     if isinstance(reply, Exception):
         raise reply
     if _text(reply[0]) == "full":
-        raise QueueFull(
-            "queue", submission.queue, f"holds {int(reply[1])} jobs of at most {submission.max_length}; try again later"
-        )
+        raise full(submission, reply)
     return _text(reply[1])
+
+
+def full(submission: Submission, reply: list[Any]) -> QueueFull:
+    """Return the error that the accept script's ``full`` means, with how long the backlog will last at its pace."""
+    length, ended = int(reply[1]), int(reply[2])
+    return QueueFull(submission.queue, length, submission.max_length, length * 60 / ended if ended else None)
 
 
 def _chunks(submissions: Iterable[Submission]) -> Iterator[list[Submission]]:
@@ -281,6 +334,16 @@ def _chunks(submissions: Iterable[Submission]) -> Iterator[list[Submission]]:
         size_bytes += len(submission.message)
     if chunk:
         yield chunk
+
+
+def _bytes(arg: str | float) -> str | float | bytes:
+    """Return text as it came, odd bytes included; an error's text may hold what is no text at all."""
+    if not isinstance(arg, str):
+        return arg
+    try:
+        return arg.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return arg.encode("utf-8", "replace")
 
 
 def _text(value: Any) -> str:

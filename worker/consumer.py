@@ -9,6 +9,8 @@ from celery.exceptions import NotRegistered
 from celery.worker import consumer
 from redis.exceptions import RedisError
 
+from worker.request import heed
+
 logger = logging.getLogger(__name__)
 
 
@@ -40,6 +42,7 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
         """Return Celery's handler, guarded: other faults of a message would end this worker, and the next one too."""
         handle = super().create_task_handler(*args, **kwargs)
+        self.task_consumer.channel.lease.listen(heed)
 
         def guarded(message: Any) -> Any:
             try:

@@ -1,21 +1,31 @@
--- Settle a delivery as done. If the task published a message for its own id (Celery's retry and replace do),
--- that message follows instead, in the same step.
+-- Settle a delivery as done. A message that the task published for its own id follows instead, in the same step; a
+-- task that put a canvas in its place waits for the canvas' end.
 -- KEYS none  ARGV 1 prefix  2 job id  3 delivery  4 lifetime of the record in s
--- RETURNS 'done' | 'follows' | 'settled' | 'late'
+-- RETURNS 'done' | 'follows' | 'replaced' | 'settled' | 'late'
 local id = ARGV[2]
-local queue, why = holding(id, ARGV[3])
+local queue, why = settling(id, ARGV[3])
 if not queue then return why end
 local record = key.job(id)
-local follows = redis.call('HMGET', record, 'follows', 'follows_step', 'follows_due')
-if follows[1] then
+local known = redis.call('HMGET', record, 'follows', 'follows_step', 'follows_due', 'follows_queue', 'replacing')
+if known[1] then
   let_go(id, queue)
-  redis.call('HDEL', record, 'follows', 'follows_step', 'follows_due', 'started_at')
-  redis.call('HSET', record, 'state', 'delayed', 'message', follows[1], 'step', follows[2])
-  redis.call('HINCRBY', record, 'attempts', 1)
-  redis.call('ZADD', key.delayed(queue), follows[3], id)
-  count(queue, 'retries')
-  ring(queue)
+  redis.call('HSET', record, 'message', known[1], 'step', known[2], 'queue', known[4])
+  if known[4] ~= queue then
+    count(queue, 'moved_out')
+    count(known[4], 'moved_in')
+  end
+  if not known[5] then
+    redis.call('HINCRBY', record, 'attempts', 1)
+    count(queue, 'retries')
+  end
+  wait(id, known[4], tonumber(known[3]))
   return 'follows'
+end
+if known[5] then
+  let_go(id, queue)
+  wait(id, queue, clock() + tonumber(ARGV[4])) -- fetch.lua buries it then
+  redis.call('HSET', record, 'state', 'replaced')
+  return 'replaced'
 end
 finish(id, queue, 'succeeded', ARGV[4])
 count(queue, 'completed')

@@ -34,7 +34,18 @@ class JobRefused(ForebayError):
 
 
 class QueueFull(JobRefused):
-    """The queue holds as many jobs as it may; the job was not accepted."""
+    """The queue holds ``length`` jobs, as many as it may; the job was not accepted.
+
+    ``lasts_s``: for how long they will keep the workers busy at the last minute's pace; None when none has ended.
+    """
+
+    def __init__(self, queue: str, length: int, max_length: int, lasts_s: float | None) -> None:
+        pace = f"are worked off in about {_duration(lasts_s)} at this pace" if lasts_s else "none ended within a minute"
+        super().__init__("queue", queue, f"is full: {length} jobs of at most {max_length}, {pace}; send it again later")
+        self.args = (queue, length, max_length, lasts_s)
+        self.length = length
+        self.max_length = max_length
+        self.lasts_s = lasts_s
 
 
 class BrokerUnavailable(ForebayError):
@@ -65,3 +76,10 @@ class JobFailed(ForebayError):
 def _one_line(text: str) -> str:
     """Return a text with what a key or a value could break a line or a terminal with written as an escape."""
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(1, seconds):.0f} seconds"

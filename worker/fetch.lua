@@ -1,13 +1,16 @@
 -- Fetch jobs: promote what is due, then lease the most urgent ones to an owner, each with its delivery's number.
 -- KEYS   none
--- ARGV   1 prefix  2 owner  3 lease in s  4 how many at most  5... pairs of queue and 'lease' | 'plain'
---        (plain: consumed without acknowledgement, as replies to remote control are; no record is kept)
--- RETURNS {nap in s as text, {queue, job id, delivery, verdict, message}...}; the verdict is '', 'cancelled' or
---        'expired'; the nap says when the next delayed job is due, '' when none is
-local owner, lease_s, most = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+-- ARGV   1 prefix  2 owner  3 lease in s  4 how many at most  5 number of this fetch, higher than the owner's last
+--        6... pairs of queue and 'lease' | 'plain' (plain: consumed without acknowledgement, as replies to remote
+--        control are; no record is kept)
+-- RETURNS {nap in s as text, '1' when the owner is not to be woken by bells meanwhile or '',
+--        {queue, job id, delivery, message}...}; the nap says when the next delayed job is due, '' when none is.
+--        Cancelled and expired jobs are handed out too: they are not started, but a chat keeps the user's message
+local owner, lease_s, most, number = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local now = clock()
 local next_due
 local fetched = {}
+local FULL = {'0.25', '1'} -- this owner waits to be empty, or for the one job that it runs alone
 
 local function identify(message)
   local readable, envelope = pcall(cjson.decode, message)
@@ -23,53 +26,97 @@ local function identify(message)
   return 'unreadable-' .. redis.call('INCR', key.serial()), ''
 end
 
+local function note_due(set)
+  local first = redis.call('ZRANGE', set, 0, 0, 'WITHSCORES')
+  if first[2] and (not next_due or tonumber(first[2]) < next_due) then next_due = tonumber(first[2]) end
+end
+
 local function promote(queue)
   local delayed = key.delayed(queue)
   for _, id in ipairs(redis.call('ZRANGE', delayed, '-inf', exact(now), 'BYSCORE', 'LIMIT', 0, 64)) do
-    local record = redis.call('HMGET', key.job(id), 'message', 'step')
+    local record = redis.call('HMGET', key.job(id), 'message', 'step', 'state', 'cancel')
     redis.call('ZREM', delayed, id)
-    if record[1] then
+    if record[3] == 'replaced' and not record[4] then
+      bury(id, queue, 'replacement never came', 'the canvas that the task put in its place did not end in time', '',
+        'replacement')
+    elseif record[1] then
       redis.call('HDEL', key.job(id), 'message')
       redis.call('HSET', key.job(id), 'state', 'queued')
       redis.call('LPUSH', waiting(queue, record[2]), record[1])
     end
   end
-  local first = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
-  if first[2] and (not next_due or tonumber(first[2]) < next_due) then next_due = tonumber(first[2]) end
+  note_due(delayed)
+end
+
+-- Record the lease of a job whose message is in hand.
+local function hold(id, queue, message)
+  local record = key.job(id)
+  local delivery = redis.call('HINCRBY', record, 'delivery', 1)
+  redis.call('HSET', record, 'state', 'leased', 'owner', owner, 'fetch', number, 'message', message,
+    'leased_at', exact(now))
+  redis.call('ZADD', key.leased(queue), exact(now), id)
+  redis.call('SADD', key.held(owner), id)
+  return {queue, id, tostring(delivery), message}
 end
 
 local function lease(queue, step, message)
   local id, task = identify(message)
   local record = key.job(id)
-  local known = redis.call('HMGET', record, 'state', 'cancel', 'deadline')
-  if not known[1] then -- pushed by a producer that does not know us: its record starts here
+  local state = redis.call('HGET', record, 'state')
+  if not state then -- pushed by a producer that does not know us: its record starts here
     redis.call('HSET', record, 'queue', queue, 'step', step, 'task', task, 'accepted_at', exact(now))
     count(queue, 'submitted')
-  elseif known[1] ~= 'queued' then -- a second copy of a job that runs, waits elsewhere or has ended
+  elseif state ~= 'queued' then -- a second copy of a job that runs, waits elsewhere or has ended
     count(queue, 'duplicates')
     return nil
   end
-  local number = redis.call('HINCRBY', record, 'delivery', 1)
-  redis.call('HSET', record, 'state', 'leased', 'owner', owner, 'message', message, 'leased_at', exact(now))
-  redis.call('ZADD', key.leased(queue), exact(now), id)
-  redis.call('SADD', key.held(owner), id)
-  local verdict = ''
-  if known[2] then verdict = 'cancelled'
-  elseif known[3] and tonumber(known[3]) < now then verdict = 'expired' end
-  return {queue, id, tostring(number), verdict, message}
+  return hold(id, queue, message)
 end
 
-for i = 5, #ARGV, 2 do
-  if ARGV[i + 1] == 'lease' then promote(ARGV[i]) end
+-- Jobs that are to run alone: one is taken when this owner holds nothing; until then the owner reserves it and fetches
+-- nothing more. Gives true when there is nothing else to do in this fetch.
+local function alone(queue)
+  for _, id in ipairs(redis.call('ZRANGE', key.alone(queue), '-inf', exact(now), 'BYSCORE', 'LIMIT', 0, 16)) do
+    local known = redis.call('HMGET', key.job(id), 'reserved', 'message')
+    local until_s = known[1] and known[1] ~= owner and redis.call('ZSCORE', key.owners(), known[1])
+    if not (until_s and tonumber(until_s) > now) then
+      if redis.call('SCARD', key.held(owner)) > 0 then
+        redis.call('HSET', key.job(id), 'reserved', owner)
+      else
+        redis.call('ZREM', key.alone(queue), id)
+        redis.call('HSET', key.owner(owner), 'alone', id)
+        fetched[1] = hold(id, queue, known[2])
+      end
+      return true
+    end
+  end
+  note_due(key.alone(queue))
+  return false
 end
+
+local mine = redis.call('HMGET', key.owner(owner), 'lost', 'alone')
+if mine[1] and number <= tonumber(mine[1]) then return {'', ''} end
+if mine[2] then
+  if redis.call('SISMEMBER', key.held(owner), mine[2]) == 1 then return FULL end
+  redis.call('HDEL', key.owner(owner), 'alone')
+end
+
+local occupied = false
+for i = 6, #ARGV, 2 do
+  if ARGV[i + 1] == 'lease' then
+    promote(ARGV[i])
+    occupied = occupied or alone(ARGV[i])
+  end
+end
+if occupied and #fetched == 0 then return FULL end
 for _, step in ipairs(ORDER) do
-  for i = 5, #ARGV, 2 do
+  for i = 6, #ARGV, 2 do
     local queue, plain = ARGV[i], ARGV[i + 1] == 'plain'
-    while #fetched < most do
+    while not occupied and #fetched < most do
       local message = redis.call('RPOP', waiting(queue, step))
       if not message then break end
       if plain then
-        fetched[#fetched + 1] = {queue, '', '0', '', message}
+        fetched[#fetched + 1] = {queue, '', '0', message}
       else
         fetched[#fetched + 1] = lease(queue, step, message)
       end
@@ -80,6 +127,6 @@ end
 if #fetched > 0 then
   redis.call('ZADD', key.owners(), 'GT', exact(now + lease_s), owner)
 else -- every list is empty, so every bell that still hangs there is stale
-  for i = 5, #ARGV, 2 do redis.call('DEL', key.bell(ARGV[i])) end
+  for i = 6, #ARGV, 2 do redis.call('DEL', key.bell(ARGV[i])) end
 end
-return {next_due and exact(math.max(0, next_due - now)) or '', unpack(fetched)}
+return {next_due and exact(math.max(0, next_due - now)) or '', '', unpack(fetched)}

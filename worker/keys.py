@@ -14,18 +14,23 @@ STEMS = {
     "job": ("forebay:job:", "hash: the job's record; permanent until the job has ended, then a set time"),
     "once": ("forebay:once:", "string: idempotency key -> job id; a set time"),
     "delayed": ("forebay:delayed:", "sorted set: job id by due time; permanent, empty when nothing waits"),
-    "leased": ("forebay:leased:", "sorted set: job id by time of fetch; permanent, empty when nothing runs"),
+    "alone": ("forebay:alone:", "sorted set: job id by due time, of jobs that must run alone; permanent, mostly empty"),
+    "leased": ("forebay:leased:", "sorted set: job id by time of fetch or start; permanent, empty when nothing runs"),
     "bell": ("forebay:bell:", "list of at most 64: rung by accept, awaited by idle workers; a minute"),
     "stats": ("forebay:stats:", "hash: cumulative counters of a queue; permanent"),
     "held": ("forebay:held:", "set: the job ids that one owner holds; gone when it holds none"),
     "owner": ("forebay:owner:", "hash: who an owner is (node, pid, queues); outlives its last renewal by an hour"),
     "owners": ("forebay:owners", "sorted set: owner by the end of its lease; swept"),
+    "mail": ("forebay:mail:", "list: what an owner is to hear with its next renewal; an hour"),
+    "pace": ("forebay:pace:", "string: how many jobs of a queue ended in ten seconds; two minutes"),
     "dead": ("forebay:dead", "sorted set: dead letter's job id by time of death; permanent"),
     "serial": ("forebay:serial", "string: numbers messages that carry no readable id; permanent"),
 }
 
 #: Prefixes of keys that may stand without a lifetime.
-PERMANENT = tuple(STEMS[stem][0] for stem in ("delayed", "leased", "stats", "held", "owners", "dead", "serial"))
+PERMANENT = tuple(
+    STEMS[stem][0] for stem in ("delayed", "alone", "leased", "stats", "held", "owners", "dead", "serial")
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,9 @@ class Keys:
     def delayed(self, queue: str) -> str:
         return self._key("delayed", queue)
 
+    def alone(self, queue: str) -> str:
+        return self._key("alone", queue)
+
     def leased(self, queue: str) -> str:
         return self._key("leased", queue)
 
@@ -61,6 +69,9 @@ class Keys:
 
     def owner(self, owner: str) -> str:
         return self._key("owner", owner)
+
+    def mail(self, owner: str) -> str:
+        return self._key("mail", owner)
 
     def owners(self) -> str:
         return self._key("owners")

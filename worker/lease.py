@@ -1,7 +1,8 @@
 """Hold jobs: one lease per worker process, renewed by a thread of its own until the last job has settled.
 
 The lease belongs to the process, not to a connection or a channel, so reconnects and drains do not touch it. The same
-thread repeats settles that found Redis away, and sweeps the leases that other processes left behind.
+thread repeats settles that found Redis away, gives up fetches whose reply never came, and rescues what other processes
+left behind.
 """
 
 import atexit
@@ -11,6 +12,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 from uuid import uuid4
 
 from redis.exceptions import RedisError
@@ -21,6 +23,8 @@ from worker.policy import load as load_policy
 logger = logging.getLogger(__name__)
 
 Settle = Callable[[Broker, Delivery], str]
+#: Gets ``cancel`` or ``wedged`` and a job's id.
+Listener = Callable[[str, str], None]
 
 
 class Lease:
@@ -35,7 +39,10 @@ class Lease:
         self._queues: set[str] = set()
         self._unsettled: deque[tuple[Delivery, Settle]] = deque()
         self._settling = threading.Lock()
-        self._stopped = threading.Event()
+        self._lost: deque[int] = deque()
+        self._listener: Listener | None = None
+        self._woken = threading.Event()
+        self._stopped = False
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
 
@@ -49,6 +56,10 @@ class Lease:
                     self._thread.start()
                     atexit.register(self.leave)
 
+    def listen(self, listener: Listener) -> None:
+        """Pass on what is said to this owner: jobs that were cancelled or taken away while they run here."""
+        self._listener = listener
+
     def settle(self, delivery: Delivery, settle: Settle) -> None:
         """Settle a delivery now, or as soon as Redis answers again; the lease is renewed until then."""
         try:
@@ -61,20 +72,55 @@ class Lease:
         if said == "late":
             logger.warning("job %s was given to another worker meanwhile; this run changes nothing", delivery.id)
 
+    def lose(self, fetch: int) -> None:
+        """Give up a fetch whose reply will not be read: whatever it leased goes back, at once or with Redis."""
+        self._lost.append(fetch)
+        self._woken.set()
+
     def _run(self) -> None:
-        while True:
+        # Who was cut off, or stopped, cannot judge others: they may have been cut off with it, and Redis itself may
+        # have been away for longer than any lease. So may it have been before a process that is new.
+        renewed = monotonic()
+        may_sweep_at = renewed + 2 * self.renew_every_s
+        nap_s = 0.0
+        while not self._stopped:
+            self._woken.wait(nap_s)
+            self._woken.clear()
+            nap_s = self.renew_every_s
             try:
-                self.broker.renew(self.owner, self.duration_s, self._about())
-                rescued = self.broker.sweep()
-                if rescued:
-                    logger.warning("rescued %d jobs from workers that vanished", rescued)
+                said = self.broker.renew(self.owner, self.duration_s, self._about())
+                now = monotonic()
+                if now - renewed > self.duration_s:
+                    may_sweep_at = now + self.duration_s
+                renewed = now
+                self._pass_on(said)
+                self._reclaim()
                 self._settle_again()
+                if now >= may_sweep_at:
+                    nap_s = self._sweep()
             except RedisError as error:
                 logger.warning("lease of %s not renewed, will be repeated: %s", self.owner, error)
             except Exception:  # the thread must outlive whatever it meets, or every job here is run again elsewhere
                 logger.exception("renewing the lease of %s failed, will be repeated", self.owner)
-            if self._stopped.wait(self.renew_every_s):
-                return
+
+    def _sweep(self) -> float:
+        """Rescue what others left; return when to look again: no later than the next lease ends."""
+        rescued, next_end_s = self.broker.sweep()
+        if rescued:
+            logger.warning("rescued %d jobs from workers that vanished or hang", rescued)
+        return min(self.renew_every_s, self.renew_every_s if next_end_s is None else max(0.05, next_end_s))
+
+    def _pass_on(self, said: list[tuple[str, str]]) -> None:
+        for what, job_id in said:
+            if self._listener:
+                self._listener(what, job_id)
+
+    def _reclaim(self) -> None:
+        while self._lost:
+            back = self.broker.reclaim(self.owner, self._lost[0])
+            self._lost.popleft()
+            if back:
+                logger.warning("a fetch of %d jobs broke off; they went back to their queue", back)
 
     def _settle_again(self) -> None:
         with self._settling:
@@ -91,18 +137,19 @@ class Lease:
         return {"node": node, "pid": str(os.getpid()), "queues": ",".join(sorted(self._queues))}
 
     def leave(self) -> None:
-        """End the lease; what is still held is rescued by whoever sweeps next."""
+        """End the lease: settle what can be settled, give back the rest."""
         if self.owner.split(":")[-2] != str(os.getpid()):  # a forked child inherits the handler, not the lease
             return
-        self._stopped.set()
+        self._stopped = True
+        self._woken.set()
         try:
             self._settle_again()
-            left = self.broker.leave(self.owner)
+            given_back = self.broker.leave(self.owner)
         except RedisError as error:
             logger.warning("lease of %s not ended, it will run out: %s", self.owner, error)
         else:
-            if left:
-                logger.warning("%d jobs are left behind and will be rescued", left)
+            if given_back:
+                logger.warning("%d jobs were given back", given_back)
 
 
 _leases: dict[tuple[int, str], Lease] = {}
@@ -113,6 +160,11 @@ def leave_all() -> None:
     """End this process's leases, before it becomes another program."""
     for lease in list(_leases.values()):
         lease.leave()
+
+
+def queues_of_process() -> set[str]:
+    """Return the queues from which this process fetches."""
+    return {queue for lease in list(_leases.values()) for queue in lease._queues}
 
 
 def of_process(uri: str, make_broker: Callable[[], Broker]) -> Lease:

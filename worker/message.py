@@ -71,6 +71,8 @@ def read(text: str) -> dict[str, Any]:
         raise ValueError("message.headers: not an object")
     if not isinstance(properties, dict) or not isinstance(properties.get("delivery_info"), dict):
         raise ValueError("message.properties: not an object with delivery_info")
+    if not isinstance(headers.get("retries") or 0, int):
+        raise ValueError(f"message.headers.retries: {headers['retries']!r} is not a whole number")
     if properties.get("body_encoding") not in (None, "", "utf-8", "base64"):
         raise ValueError(f"message.properties.body_encoding: {properties['body_encoding']!r} is not base64 or utf-8")
     if properties.get("body_encoding") == "base64":

@@ -131,6 +131,9 @@ class Queue(Model):
     rows_per_job: Count | None = None
     tables: tuple[str, ...] | None = None
     retry: Retry = Retry()
+    max_orphaned: Annotated[Whole, Field(ge=3, le=1000)] = 5
+    wedged_after_s: Seconds = Field(default=3600, validate_default=True)
+    drain_s: Annotated[Real, Field(ge=0, le=86400, allow_inf_nan=False)] = 30
 
     @model_validator(mode="before")
     @classmethod
@@ -145,6 +148,14 @@ class Queue(Model):
         if info.data.get("pool") == "solo" and concurrency != 1:
             raise ValueError("must be 1 with pool solo, which runs one job at a time")
         return concurrency
+
+    @field_validator("wedged_after_s")
+    @classmethod
+    def _outlasts_the_time_limit(cls, wedged_after_s: float, info: ValidationInfo) -> float:
+        limit_s = info.data.get("time_limit_s")
+        if limit_s is not None and wedged_after_s <= limit_s:
+            raise ValueError(f"must be more than time_limit_s, which is {limit_s:g}")
+        return wedged_after_s
 
     @field_validator(*ONLY_FOR)
     @classmethod

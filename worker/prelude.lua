@@ -27,41 +27,95 @@ local function ring(queue)
   redis.call('EXPIRE', key.bell(queue), 60)
 end
 
+local function tell(owner, what, id)
+  redis.call('RPUSH', key.mail(owner), what .. ' ' .. id)
+  redis.call('EXPIRE', key.mail(owner), 3600)
+end
+
 local ENDED = { succeeded = true, dead = true, cancelled = true, expired = true }
 local HELD = { leased = true, started = true }
 
--- The fence. Gives the queue of a delivery that still holds its job. Otherwise nil and why: 'settled' when this
--- very delivery has been settled before (a repeat after a lost reply), 'late' when the job was given to another.
+-- The fence. Gives the queue and the state of a delivery that still holds its job. Otherwise nil and why: 'settled'
+-- when this very delivery settled before (a repeat after a lost reply), 'late' when the job was taken from it.
 local function holding(id, number)
-  local record = redis.call('HMGET', key.job(id), 'delivery', 'state', 'queue')
-  if record[1] == number and HELD[record[2]] then return record[3] end
-  if record[1] == number then return nil, 'settled' end
-  if record[3] then count(record[3], 'late') end
+  local record = redis.call('HMGET', key.job(id), 'delivery', 'state', 'queue', 'settled')
+  if record[1] == number and HELD[record[2]] then return record[3], record[2] end
+  if record[4] == number then return nil, 'settled' end
   return nil, 'late'
 end
 
+local function count_late(id)
+  local queue = redis.call('HGET', key.job(id), 'queue')
+  if queue then count(queue, 'late') end
+end
+
+-- The same for a step that ends a delivery: a late one is counted.
+local function settling(id, number)
+  local queue, state = holding(id, number)
+  if queue then redis.call('HSET', key.job(id), 'settled', number) end
+  if state == 'late' then count_late(id) end
+  return queue, state
+end
+
+-- Take a job from its owner, and from the record what was true of this delivery only.
 local function let_go(id, queue)
-  local owner = redis.call('HGET', key.job(id), 'owner')
+  local record = key.job(id)
+  local owner = redis.call('HGET', record, 'owner')
   if owner then redis.call('SREM', key.held(owner), id) end
   redis.call('ZREM', key.leased(queue), id)
-  redis.call('HDEL', key.job(id), 'owner')
+  redis.call('HDEL', record, 'owner', 'fetch', 'reserved', 'replacing', 'follows', 'follows_step', 'follows_due',
+    'follows_queue')
+end
+
+-- Let a job wait until it is due. One that must run alone waits apart from the others.
+local function wait(id, queue, due)
+  local record = key.job(id)
+  local apart = redis.call('HGET', record, 'alone')
+  redis.call('HSET', record, 'state', 'delayed')
+  redis.call('HDEL', record, 'started_at')
+  redis.call('ZADD', apart and key.alone(queue) or key.delayed(queue), exact(due), id)
+  ring(queue)
 end
 
 -- Put a held job back where it is fetched next. Its message leaves the record for the list.
 local function to_head(id, queue)
   local record = key.job(id)
-  local held = redis.call('HMGET', record, 'message', 'step')
   let_go(id, queue)
+  if redis.call('HEXISTS', record, 'alone') == 1 then return wait(id, queue, 0) end
+  local held = redis.call('HMGET', record, 'message', 'step')
   redis.call('HDEL', record, 'message', 'started_at')
   redis.call('HSET', record, 'state', 'queued')
   redis.call('RPUSH', waiting(queue, held[2]), held[1])
   ring(queue)
 end
 
+-- Note an end for the queue's pace: how long a backlog will last is reckoned from it.
+local function pace(queue, now)
+  local bucket = key.pace(queue .. ':' .. math.floor(now / 10))
+  if redis.call('INCR', bucket) == 1 then redis.call('EXPIRE', bucket, 120) end
+end
+
 local function finish(id, queue, state, lifetime_s)
-  local record = key.job(id)
+  local record, now = key.job(id), clock()
   let_go(id, queue)
-  redis.call('HDEL', record, 'message')
-  redis.call('HSET', record, 'state', state, 'ended_at', exact(clock()))
+  redis.call('HDEL', record, 'message', 'alone', 'cancel')
+  redis.call('HSET', record, 'state', state, 'ended_at', exact(now))
   redis.call('EXPIRE', record, lifetime_s)
+  pace(queue, now)
+end
+
+-- Make a job a dead letter. The record keeps the message as it came and has no lifetime.
+local function bury(id, queue, reason, error, traceback, fingerprint)
+  local record, now = key.job(id), clock()
+  local owner = redis.call('HGET', record, 'owner')
+  local node = owner and redis.call('HGET', key.owner(owner), 'node') or ''
+  let_go(id, queue)
+  redis.call('HDEL', record, 'alone', 'cancel')
+  redis.call('HSET', record, 'state', 'dead', 'ended_at', exact(now), 'reason', reason, 'error', error,
+    'traceback', traceback, 'fingerprint', fingerprint, 'worker', node or '')
+  redis.call('HINCRBY', record, 'deaths', 1)
+  redis.call('ZADD', key.dead(), exact(now), id)
+  count(queue, 'failed')
+  count(queue, 'dead')
+  pace(queue, now)
 end

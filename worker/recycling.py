@@ -6,6 +6,7 @@ and executes itself again under the same pid, so that supervisors notice nothing
 
 import logging
 import os
+import signal
 import sys
 import threading
 
@@ -13,7 +14,7 @@ import psutil
 from celery.signals import worker_ready, worker_shutting_down
 from celery.worker import state
 
-from worker import lease
+from worker import draining, lease
 from worker.policy import Queue
 
 logger = logging.getLogger(__name__)
@@ -37,14 +38,19 @@ class Recycler:
 
     def start_anew(self) -> None:
         """Replace this process by a fresh one of the same command."""
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(os.EX_OK))  # Celery's own handler has nobody left to tell
+        if self._asked.is_set():
+            os._exit(os.EX_OK)
         lease.leave_all()  # execv runs no exit handlers
         sys.stdout.flush()
         sys.stderr.flush()
         os.execv(sys.executable, sys.orig_argv)
 
     def reason(self) -> str:
-        """Say which limit is reached, empty when none is."""
+        """Say which limit is reached, empty when none is. Nothing is gained by starting anew before a job was done."""
         done = sum(state.total_count.values())
+        if not done:
+            return ""
         if self.max_tasks and done >= self.max_tasks:
             return f"{done} jobs done, max_tasks_per_worker is {self.max_tasks}"
         memory_mib = psutil.Process().memory_info().rss / 2**20
@@ -66,5 +72,6 @@ class Recycler:
             if reason:
                 logger.info("recycling: %s; draining, then starting anew", reason)
                 self.due = True
+                draining.begin(self.start_anew)
                 state.should_stop = os.EX_OK
                 return

@@ -1,25 +1,35 @@
 """Settle one delivery: Celery's request, whose acknowledgement says how the run ended."""
 
+import logging
 import os
 import random
+from concurrent.futures import Future
 from time import monotonic
 from typing import Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
-from billiard.exceptions import WorkerLostError
+from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+from celery.concurrency.base import BasePool
 from celery.exceptions import BackendStoreError, Ignore, Reject, Retry
-from celery.worker import request
+from celery.worker import request, state
+from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from worker import message, outcome
+from worker import cancellation, message, outcome
 from worker.broker import Broker, Delivery
+from worker.errors import BrokerUnavailable, QueueFull
 from worker.lease import Settle
 from worker.outcome import Fault
 from worker.policy import Retry as RetryPolicy
 from worker.policy import load as load_policy
-from worker.task import ONCE, Again
+from worker.task import ONCE, Again, NotHeld, NotRun
+
+logger = logging.getLogger(__name__)
 
 TEXT = 10_000
+
+#: What Celery itself meets around a run when the broker or the result backend is away or full: no fault of the job.
+AWAY = (RedisError, BackendStoreError, OperationalError, QueueFull, BrokerUnavailable)
 
 
 class Request(request.Request):  # type: ignore[misc]
@@ -30,6 +40,9 @@ class Request(request.Request):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._argsrepr = self._kwargsrepr = message.HIDDEN  # also for jobs of producers that show what they carry
+        self._request_dict["forebay_delivery"] = self._message.delivery_tag
+        self._pool: BasePool | None = None
+        self._ending = False
 
     _settle: Settle = staticmethod(Broker.done)
 
@@ -38,22 +51,49 @@ class Request(request.Request):  # type: ignore[misc]
         """The number and the job that every settle carries."""
         return Delivery.of_tag(self._message.delivery_tag)
 
-    @property
-    def verdict(self) -> str:
-        """``cancelled`` or ``expired`` for a job that is not to be run, else empty."""
-        return str(self._request_dict.get("forebay_verdict") or "")
+    # Running.
 
-    def on_accepted(self, pid: int, time_accepted: float) -> None:
-        self._message.channel.lease.settle(self.delivery, Broker.start)
-        super().on_accepted(pid, time_accepted)
+    def execute_using_pool(self, pool: BasePool, **kwargs: Any) -> Any:
+        self._pool = pool
+        result = super().execute_using_pool(pool, **kwargs)
+        self.watch(getattr(result, "f", None))
+        return result
+
+    def watch(self, future: "Future[Any] | None") -> None:
+        """Settle also when an error of Celery's own ends the run: on threads nobody else would hear of it."""
+        if future is not None:
+            future.add_done_callback(self._ended)
+
+    def _ended(self, future: "Future[Any]") -> None:
+        error = None if future.cancelled() else future.exception()
+        if error is not None and not self.acknowledged:
+            self.break_off(error)
+
+    def break_off(self, error: BaseException) -> None:
+        """Settle a run that ended in none of Celery's callbacks: the job waits, or runs again while attempts last."""
+        logger.error("job %s broke off: %r", self.id, error, exc_info=error)
+        self._settle = self._snooze(error) if isinstance(error, AWAY) else self._after_loss(error, "")
+        state.task_ready(self)
+        self.acknowledge()
 
     def announce_started(self) -> None:
         """Say that the run began, for a batch that has noted it in the job's record already."""
-        super().on_accepted(os.getpid(), monotonic())
+        self.on_accepted(os.getpid(), monotonic())
+
+    def terminate(self, pool: BasePool, signal: Any = None) -> None:
+        """End the run: a pool child is killed, a thread's job is told to let go. One that waits is not started."""
+        self._ending = True
+        if hasattr(self._apply_result and self._apply_result(), "terminate"):
+            super().terminate(pool, signal)
+        else:
+            cancellation.cancel(self.id)
+
+    # What Celery says of the end.
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         if not soft:
             self._settle = _bury("time limit", f"ran for longer than {timeout} s", "")
+            self.acknowledge()
         super().on_timeout(soft, timeout)
 
     def on_retry(self, exc_info: ExceptionInfo) -> None:
@@ -64,59 +104,112 @@ class Request(request.Request):  # type: ignore[misc]
 
     def on_failure(self, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         error = _unwrapped(exc_info)
-        if isinstance(error, Ignore) and self.verdict:
-            return self._announce_revoked(self.verdict, False, None, self.verdict == "expired")
-        if isinstance(error, WorkerLostError | SystemExit | KeyboardInterrupt):
-            self._settle = self._after_loss(error, exc_info)
-        elif isinstance(error, RedisError | BackendStoreError):  # the run may be good, but its result was not kept
-            self._settle = self._snooze(error)
-        elif not isinstance(error, Retry | Ignore | Reject):
-            self._settle = _bury("failed", f"{type(error).__name__}: {error}", str(exc_info.traceback))
+        if isinstance(error, NotRun):
+            return self._announce_revoked(error.verdict, False, None, error.verdict == "expired")
+        if isinstance(error, NotHeld):
+            return self.let_pass()
+        if isinstance(error, Terminated) and not self._ending:  # by a cold shutdown, not because somebody cancelled it
+            return self.give_back()
+        away = error.reason if isinstance(error, Reject) else error
+        if isinstance(away, AWAY):  # the run may be good, but its result or what follows from it was not kept
+            return self._wait_for(away)
+        self._settle = self._settle_after(error, str(exc_info.traceback))
+        if isinstance(error, Reject) and not error.requeue:
+            self.reject()  # before Celery stores the failure: the backend may be away
         return super().on_failure(exc_info, send_failed_event, return_ok)
+
+    def _settle_after(self, error: BaseException, traceback: str) -> Settle:
+        match error:
+            case Retry() | Ignore() | Reject() | Terminated():
+                return self._settle
+            case TimeLimitExceeded():
+                return _bury("time limit", str(error), "")
+            case WorkerLostError() | SystemExit() | KeyboardInterrupt():
+                return self._settle if self._success_was_stored() else self._after_loss(error, traceback)
+            case _:
+                return _bury("failed", f"{type(error).__name__}: {error}", traceback)
+
+    def _wait_for(self, away: BaseException) -> None:
+        self._settle = self._snooze(away)
+        state.task_ready(self)
+        self.acknowledge()
+        self.send_event("task-retried", exception=repr(away)[:TEXT], traceback="")
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         verdict = "expired" if expired else "cancelled"
         self._settle = lambda broker, delivery: broker.drop(delivery, verdict)
+        self.acknowledge()  # before Celery stores the result: the backend may be away
         super()._announce_revoked(reason, terminated, signum, expired)
+
+    # Settling.
 
     def acknowledge(self) -> None:
         """Settle the delivery as the callback before noted, at once and in the calling thread."""
-        if not self.acknowledged:
-            self._message.channel.qos.settle(self._message.delivery_tag, self._settle)
-            self.acknowledged = True
+        self.acknowledged = self.acknowledged or self._acknowledge(self._settle)
 
     def reject(self, requeue: bool = False) -> None:
         """Give the job back, or bury it. A noted settle wins: a lost pool child is neither."""
         if self._settle is Broker.done:
             self._settle = Broker.release if requeue else _bury("rejected", "the task rejected its message", "")
+        if not self.acknowledged:
+            self.acknowledge()
+            self.send_event("task-rejected", requeue=requeue)
+
+    def give_back(self) -> None:
+        """Let the job run again elsewhere; it spends no attempt. What this run still does changes nothing."""
+        state.task_ready(self)
+        self._settle = Broker.release
         self.acknowledge()
-        self.send_event("task-rejected", requeue=requeue)
+
+    def let_pass(self) -> None:
+        """Settle nothing: the job is another delivery's by now. This frees the place in the prefetch window."""
+        state.task_ready(self)
+        self.acknowledged = self.acknowledged or self._acknowledge(_nothing)
+
+    def _acknowledge(self, settle: Settle) -> bool:
+        self._message.channel.qos.settle(self._message.delivery_tag, settle)
+        return True
 
     def _reschedule(self, after_s: float, spent: int, error: str) -> Settle:
         later = message.next_run(self._message._raw, spent)
         return lambda broker, delivery: broker.reschedule(delivery, later, f"+{after_s:.6f}", spent, error[:TEXT])
 
     def _snooze(self, error: BaseException) -> Settle:
-        match outcome.decide(Fault.AWAY, 0, self._policy(), random.random()):
-            case outcome.Snooze(after_s) | outcome.Retry(after_s):
-                return self._reschedule(after_s, 0, f"{type(error).__name__}: {error}")
-            case outcome.Dead(reason):
-                return _bury(reason, f"{type(error).__name__}: {error}", "")
+        return self._decided(Fault.AWAY, error, "", "")
+
+    def _after_loss(self, error: BaseException, traceback: str) -> Settle:
+        """Decide about a job whose pool child died under it: it may be what kills them."""
+        return self._decided(Fault.PASSING, error, "worker lost", traceback)
+
+    def _decided(self, fault: Fault, error: BaseException, reason: str, traceback: str) -> Settle:
+        text = f"{type(error).__name__}: {error}"
+        attempts = int(self._request_dict.get("retries") or 0)
+        match outcome.decide(fault, attempts, self._policy(), random.random()):
+            case outcome.Retry(after_s):
+                return self._reschedule(after_s, 1, text)
+            case outcome.Snooze(after_s):
+                return self._reschedule(after_s, 0, text)
+            case outcome.Dead():
+                return _bury(reason, text, traceback)
 
     def _policy(self) -> RetryPolicy:
         lane = load_policy().queues.get(self.delivery_info.get("routing_key"))
         return lane.retry if lane else ONCE
 
-    def _after_loss(self, error: BaseException, exc_info: ExceptionInfo) -> Settle:
-        """Decide about a job whose pool child died under it: it may be what kills them."""
-        task = self._task
-        attempts = int(self._request_dict.get("retries") or 0)
-        match outcome.decide(Fault.PASSING, attempts, self._policy(), random.random()):
-            case outcome.Retry(after_s) | outcome.Snooze(after_s):
-                return self._reschedule(after_s, 1, f"{type(error).__name__}: {error}")
-            case outcome.Dead():
-                task.backend.mark_as_failure(self.id, error, request=self._context, store_result=self.store_errors)
-                return _bury("worker lost", f"{type(error).__name__}: {error}", str(exc_info.traceback))
+
+def heed(what: str, job_id: str) -> None:
+    """Do what the broker says of a job that this worker has: break off one that was cancelled."""
+    if what == "wedged":
+        logger.error("job %s ran for longer than wedged_after_s and was given up; its slot may be lost", job_id)
+        return
+    for running in list(state.active_requests):
+        if running.id == job_id and isinstance(running, Request) and running._pool is not None:
+            logger.info("job %s was cancelled and is broken off", job_id)
+            running.terminate(running._pool, "KILL")
+
+
+def _nothing(_broker: Broker, _delivery: Delivery) -> str:
+    return "settled"
 
 
 def _bury(reason: str, error: str, traceback: str) -> Settle:

@@ -3,16 +3,14 @@
 --            6 attempts to count (0 for a snooze)  7 error
 -- RETURNS 'rescheduled' | 'settled' | 'late'
 local id = ARGV[2]
-local queue, why = holding(id, ARGV[3])
+local queue, why = settling(id, ARGV[3])
 if not queue then return why end
 let_go(id, queue)
 local record = key.job(id)
-redis.call('HDEL', record, 'started_at', 'follows', 'follows_step', 'follows_due')
-redis.call('HSET', record, 'state', 'delayed', 'message', ARGV[4], 'error', ARGV[7])
-redis.call('ZADD', key.delayed(queue), exact(moment(ARGV[5], clock()) or 0), id)
+redis.call('HSET', record, 'message', ARGV[4], 'error', ARGV[7])
 if ARGV[6] ~= '0' then
   redis.call('HINCRBY', record, 'attempts', ARGV[6])
   count(queue, 'retries')
 end
-ring(queue)
+wait(id, queue, moment(ARGV[5], clock()) or 0)
 return 'rescheduled'

@@ -17,7 +17,23 @@ FOLDER = Path(__file__).parent
 
 #: Scripts that may run when Redis is out of memory: they drain it. Only accept is refused.
 DRAINING = frozenset(
-    {"fetch", "start", "done", "reschedule", "bury", "release", "drop", "cancel", "renew", "leave", "sweep"}
+    {
+        "fetch",
+        "start",
+        "confirm",
+        "follow",
+        "replacing",
+        "done",
+        "reschedule",
+        "bury",
+        "release",
+        "drop",
+        "cancel",
+        "renew",
+        "reclaim",
+        "leave",
+        "sweep",
+    }
 )
 NAMES = DRAINING | {"accept"}
 

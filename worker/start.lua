@@ -1,7 +1,15 @@
--- Note that a delivery has begun to run.
+-- Begin to run a delivery, in the thread or child that runs it. The last look at whether it is to run at all.
 -- KEYS none  ARGV 1 prefix  2 job id  3 delivery
--- RETURNS 'started' | 'settled' | 'late'
-local queue, why = holding(ARGV[2], ARGV[3])
-if not queue then return why end
-redis.call('HSET', key.job(ARGV[2]), 'state', 'started', 'started_at', exact(clock()))
+-- RETURNS 'started' | 'cancelled' | 'expired' | 'settled' | 'late'
+local id, now = ARGV[2], clock()
+local queue, why = holding(id, ARGV[3])
+if not queue then
+  if why == 'late' then count_late(id) end
+  return why
+end
+local known = redis.call('HMGET', key.job(id), 'cancel', 'deadline')
+if known[1] then return 'cancelled' end
+if known[2] and tonumber(known[2]) < now then return 'expired' end
+redis.call('HSET', key.job(id), 'state', 'started', 'started_at', exact(now))
+redis.call('ZADD', key.leased(queue), 'XX', exact(now), id)
 return 'started'

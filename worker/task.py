@@ -1,19 +1,24 @@
 """Run one job: the base class of every task, which turns errors into outcomes."""
 
+import logging
 import random
 import threading
 from typing import Any
 
 from celery import Task
+from celery.canvas import Signature
 from celery.exceptions import Ignore, Reject, Retry
 from redis.exceptions import RedisError
 
-from worker import outcome
+from worker import broker, cancellation, outcome
+from worker.broker import Broker, Delivery
 from worker.message import HIDDEN
 from worker.outcome import Fault
 from worker.policy import Queue
 from worker.policy import Retry as RetryPolicy
 from worker.policy import load as load_policy
+
+logger = logging.getLogger(__name__)
 
 #: For tasks of no declared queue: fail at once, as Celery does.
 ONCE = RetryPolicy(max_attempts=1)
@@ -33,6 +38,18 @@ class Snoozed(Again):
     """An `Again` that spends no attempt."""
 
     spent = 0
+
+
+class NotRun(Ignore):  # type: ignore[misc]
+    """The job is not run, or was broken off: it was ``cancelled`` or has ``expired``."""
+
+    def __init__(self, verdict: str) -> None:
+        super().__init__(verdict)
+        self.verdict = verdict
+
+
+class NotHeld(Ignore):  # type: ignore[misc]
+    """The job is another delivery's by now: this run starts nothing, writes nothing and settles nothing."""
 
 
 class BodyFailed(RuntimeError):
@@ -61,6 +78,10 @@ class Job(Task):  # type: ignore[misc]
         carried = str((self.request.delivery_info or {}).get("routing_key"))
         return policy.queues.get(carried) or policy.queue_of_task(self.name)
 
+    @property
+    def _policy(self) -> RetryPolicy:
+        return self.lane.retry if self.lane else ONCE
+
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Publish as Celery does, without showing in events what the job carries."""
         return super().apply_async(args, kwargs, **{"argsrepr": HIDDEN, "kwargsrepr": HIDDEN, **options})
@@ -73,20 +94,61 @@ class Job(Task):  # type: ignore[misc]
         """Keep what must not be lost of a job that was cancelled or expired before it ran."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the body. Celery calls this for every delivery; the arguments are the job's."""
-        if self.request.called_directly:
+        """Run the body, between a start and a confirmation by the job's record.
+
+        Celery calls this for every delivery, in the thread or child that runs it; the arguments are the job's. What the
+        run raises or returns from here on is written as its result, so a run that lost its job raises `NotHeld`.
+        """
+        delivery = self._delivery()
+        if self.request.called_directly or delivery is None:
             return self.run(*args, **kwargs)
+        if self.request.get("forebay_answer") is not None:  # of a batch, which began and confirmed for all of its jobs
+            return self._guarded(*args, **kwargs)
+        records = self._records()
+        with cancellation.running(self.request.id):
+            self._start(records, delivery, args, kwargs)
+            try:
+                value = self._guarded(*args, **kwargs)
+            except Exception:
+                self._confirm(records, delivery)
+                if cancellation.is_cancelled(self.request.id):
+                    raise NotRun("cancelled") from None
+                raise
+            self._confirm(records, delivery)
+            return value
+
+    def _start(self, records: Broker, delivery: Delivery, args: Any, kwargs: Any) -> None:
+        """Begin the run in the job's record, which says whether it is to run at all."""
         try:
-            if self.request.get("forebay_verdict"):
-                return self._abandon(*args, **kwargs)
+            said = records.start(delivery)
+        except RedisError as error:
+            raise Snoozed(exc=AttemptFailed(f"the broker is away: {error}"), when=self._policy.backoff_s) from error
+        if said in ("late", "settled"):
+            raise NotHeld(said)
+        if said != "started":
+            self.abandoned(*args, **kwargs)
+            raise NotRun(said)
+
+    def _confirm(self, records: Broker, delivery: Delivery) -> None:
+        try:
+            said = records.confirm(delivery)
+        except RedisError as error:  # what was done is done; the settle waits for Redis
+            logger.warning("job %s ended while the broker is away: %s", delivery.id, error)
+            return
+        if said != "held":
+            raise NotHeld(said)
+
+    def _guarded(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the body and turn what it raises into what the queue's policy makes of it."""
+        try:
             return self.body(*args, **kwargs)
         except (Retry, Ignore, Reject):
             raise
-        except SystemExit as error:
+        except (SystemExit, KeyboardInterrupt) as error:
             # In a pool child it ends the child, which is noticed; in a thread nobody would settle the job.
             if threading.current_thread() is threading.main_thread():
                 raise
-            raise BodyFailed(f"the task called sys.exit({error.code!r})") from error
+            raise BodyFailed(f"the task called for the end of its process: {error!r}") from error
         except MemoryError as error:
             raise OutOfMemory(f"job {self.request.id} ran out of memory") from error
         except Exception as error:
@@ -97,9 +159,19 @@ class Job(Task):  # type: ignore[misc]
                 raise BodyFailed(f"{type(error).__name__}: {error}") from error
             raise
 
-    def _abandon(self, *args: Any, **kwargs: Any) -> None:
-        self.abandoned(*args, **kwargs)
-        raise Ignore(self.request.get("forebay_verdict"))  # the request settles by the verdict
+    def _delivery(self) -> Delivery | None:
+        tag = self.request.get("forebay_delivery")
+        return Delivery.of_tag(tag) if tag else None
+
+    def _records(self) -> Broker:
+        return broker.connect(self.app.conf.broker_url)
+
+    def replace(self, sig: Signature) -> Any:
+        """Put another task or canvas in this one's place, as Celery does: its end is this job's end."""
+        delivery = self._delivery()
+        if delivery is not None and not self.request.called_directly:
+            self._records().replacing(delivery)
+        return super().replace(sig)
 
     def body(self, *args: Any, **kwargs: Any) -> Any:
         """Do the job."""
@@ -107,7 +179,7 @@ class Job(Task):  # type: ignore[misc]
 
     def again(self, error: Exception, attempts: int) -> Again | None:
         """Return the retry that an error leads to, None when the job is dead."""
-        policy = self.lane.retry if self.lane else ONCE
+        policy = self._policy
         cause = AttemptFailed(f"{type(error).__name__}: {error}"[:2000])
         match outcome.decide(self.classify(error), attempts, policy, random.random()):
             case outcome.Retry(after_s):

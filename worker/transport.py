@@ -11,12 +11,12 @@ polling paused while prefetch is full, half-open connections found by the health
 """
 
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime
 from queue import Empty
 from time import monotonic
 from typing import Any
 
+from celery import current_task
 from kombu import Connection
 from kombu.message import Message
 from kombu.transport import redis as kombu_redis
@@ -27,8 +27,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 
 from worker import lease, message, scripts
-from worker.broker import Broker, Delivery, Fetched, Submission, client_of, fetch_args, parse_fetched
-from worker.errors import QueueFull
+from worker.broker import Broker, Delivery, Fetched, Submission, client_of, fetch_args, full, parse_fetched
 from worker.policy import load as load_policy
 
 #: An idle channel looks again after this long even if no bell rang: plain Celery producers do not ring.
@@ -80,7 +79,9 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         self._plain_queues: set[str] = set()  # consumed without acknowledgement: replies to remote control
         self._idle = False
         self._nap_s = NAP_S
+        self._deaf = False  # woken by no bell
         self._awaiting = "EVALSHA"
+        self._fetch = 0  # the number of the fetch under way
         super().__init__(*args, **kwargs)
         self.lease = lease.of_process(self.connection.client.as_uri(include_password=True), self._make_broker)
 
@@ -101,9 +102,14 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             self._ring(queue)
             return
         kwargs.pop("_publish_batch", None)  # accept at once: an id makes a repeat harmless, and refusals are heard
-        reply = self.broker.run("accept", *self._submission(queue, message).args())
+        submission = self._submission(queue, message)
+        running = _running(submission.id)
+        if running:  # Celery's retry and replace
+            self.broker.follow(running, submission)
+            return
+        reply = self.broker.run("accept", *submission.args())
         if bytes_to_str(reply[0]) == "full":
-            raise QueueFull("queue", queue, f"holds {reply[1]} jobs, which is its max_length; try again later")
+            raise full(submission, reply)
 
     def _submission(self, queue: str, payload: dict[str, Any]) -> Submission:
         headers = payload["headers"]
@@ -117,7 +123,6 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             message=dumps({**payload, "headers": {**headers, "eta": None}}),
             due="" if due is None else f"{due:.6f}",
             max_length=known.max_length if known else 0,
-            follows=True,
         )
 
     def _ring(self, queue: str) -> None:
@@ -141,7 +146,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         self._brpop_sent_at = monotonic()
         if self._idle:
             self._awaiting = "BRPOP"
-            bells = [self.broker.keys.bell(queue) for queue in queues]
+            keys = self.broker.keys
+            bells = [keys.bell(self.lease.owner)] if self._deaf else [keys.bell(queue) for queue in queues]
             connection.send_command("BRPOP", *bells, self._nap_s)
         else:
             self._awaiting = "EVALSHA"
@@ -168,24 +174,35 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             self.broker.redis.script_load(scripts.source("fetch"))
             return []
         except self.connection_errors:
-            self.client.connection.disconnect()
+            self._break_off()
             raise
         except ResponseError as error:  # read-only, still loading: come back over a new connection, with backoff
-            self.client.connection.disconnect()
+            self._break_off()
             raise RedisConnectionError(str(error)) from error
         if self._awaiting == "BRPOP":
             self._idle = False
             return []
-        nap_s, fetched = parse_fetched(reply)
-        self._idle = not fetched
-        self._nap_s = NAP_S if nap_s is None else min(NAP_S, max(0.001, nap_s))
-        return fetched
+        fetched = parse_fetched(reply)
+        self._idle = not fetched.jobs
+        self._deaf = fetched.deaf
+        self._nap_s = NAP_S if fetched.nap_s is None else min(NAP_S, max(0.001, fetched.nap_s))
+        return fetched.jobs
+
+    def _break_off(self) -> None:
+        """Give up the command under way. What a fetch leased whose reply is not read goes back."""
+        if self._awaiting == "EVALSHA":
+            self.lease.lose(self._fetch)
+        if self.client.connection is not None:
+            self.client.connection.disconnect()
 
     def _poll_error(self, type: str, **options: Any) -> None:  # noqa: A002 - kombu's name
         if type == "LISTEN":
             super()._poll_error(type, **options)
         else:
-            self.client.parse_response(self.client.connection, self._awaiting)
+            try:
+                self.client.parse_response(self.client.connection, self._awaiting)
+            finally:
+                self._break_off()
 
     def _room(self) -> int:
         free = self.qos.can_consume_max_estimate()
@@ -196,7 +213,18 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         leased = [queue for queue, is_plain in pairs if not is_plain]
         if leased:
             self.lease.keep(leased)
-        return fetch_args(self.lease.owner, self.lease.duration_s, pairs, most)
+        self._fetch = next(self.broker.fetches)
+        return fetch_args(self.lease.owner, self.lease.duration_s, pairs, most, self._fetch)
+
+    def _fetch_now(self, queue: str, most: int, plain: bool) -> list[Fetched]:
+        """Fetch in the caller, outside of the event loop."""
+        args = self._fetch_args([queue], most, plain)
+        number = self._fetch
+        try:
+            return parse_fetched(self.broker.run("fetch", *args)).jobs
+        except BaseException:  # an interrupt too: the script may have run
+            self.lease.lose(number)
+            raise
 
     # Handing over: from a fetched message to the consumer's callback.
 
@@ -234,7 +262,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         try:
             payload = message.read(fetched.message)
             due = _epoch(payload["headers"].get("eta"))
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             fault = str(error)
             self.lease.settle(fetched.delivery, lambda broker, delivery: broker.bury(delivery, "malformed", fault))
             return None
@@ -248,14 +276,11 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         if fetched.delivery.number > 1:
             payload["properties"]["delivery_info"]["redelivered"] = True
             payload["headers"]["redelivered"] = True
-        if fetched.verdict:
-            payload["headers"]["forebay_verdict"] = fetched.verdict
         return payload, fetched.queue
 
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Message | None:
         """Fetch one message in the caller (SimpleQueue), leased like any other unless ``no_ack``."""
-        reply = self.broker.run("fetch", *self._fetch_args([queue], 1, plain=no_ack))
-        for fetched in parse_fetched(reply)[1]:
+        for fetched in self._fetch_now(queue, 1, plain=no_ack):
             payload = self._payload(fetched)
             if payload is not None:
                 received = self.Message(payload[0], channel=self)
@@ -267,15 +292,10 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     # Ending.
 
     def close(self) -> None:
-        """Close the channel. A fetch under way is read and given back; a wait for the bell is broken off."""
+        """Close the channel. What is under way is broken off."""
         if self._in_poll and self.__dict__.get("client") is not None:
-            if self._awaiting == "EVALSHA":
-                with suppress(self.connection_errors):  # if it fails, what it fetched comes back with the lease
-                    self._give_back(self._read_reply())
-                self._in_poll = None
-            elif self.client.connection is not None:
-                self.client.connection.disconnect()
-                self._in_poll = None
+            self._break_off()
+            self._in_poll = None
         super().close()
 
     def _purge(self, queue: str) -> int:
@@ -283,8 +303,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         purged = 0
         drop: Callable[[Broker, Delivery], str] = lambda broker, delivery: broker.drop(delivery, "cancelled")  # noqa: E731
         while True:
-            reply = self.broker.run("fetch", *self._fetch_args([queue], HANDFUL, plain=False))
-            fetched = parse_fetched(reply)[1]
+            fetched = self._fetch_now(queue, HANDFUL, plain=False)
             if not fetched:
                 return purged
             for each in fetched:
@@ -319,6 +338,14 @@ class SentinelTransport(kombu_redis.SentinelTransport):  # type: ignore[misc]
 Connection.resolve_aliases.update(
     {"worker.transport:Transport": "redis", "worker.transport:SentinelTransport": "sentinel"}
 )
+
+
+def _running(job_id: str) -> Delivery | None:
+    """Return the delivery that runs in this thread if it is the job's own: it publishes what is to follow it."""
+    if not current_task or current_task.request.id != job_id:
+        return None
+    tag = current_task.request.get("forebay_delivery")
+    return Delivery.of_tag(tag) if tag else None
 
 
 def _epoch(eta: Any) -> float | None:

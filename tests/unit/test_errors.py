@@ -21,7 +21,7 @@ EACH = [
     ForebayError("text"),
     ConfigurationError(["one", "two"]),
     JobRefused("priority", "urgent", "must be HIGH"),
-    QueueFull("queue", "chat", "holds 5 jobs"),
+    QueueFull("chat", 5, 5, 90.0),
     BrokerUnavailable("away"),
     UnknownJob("an-id"),
     ResultTimeout("an-id"),

@@ -61,10 +61,11 @@ def _shown(name: str, value: Any) -> str:
 
 
 def cancel(job_id: Annotated[str, typer.Argument(help="The job to cancel.")]) -> None:
-    """Cancel a job that no worker has fetched yet. Exit code 1 if it runs or has ended."""
+    """Cancel a job. One that runs is broken off by its worker within seconds. Exit code 1 if it has ended."""
     handle = Job(job_id)
     if handle.cancel():
-        out.print(f"job {job_id} is cancelled")
+        running = handle.record()["state"] == "started"
+        out.print(f"job {job_id} is being broken off" if running else f"job {job_id} is cancelled", soft_wrap=True)
         return
     out.print(f"job {job_id} is {handle.status} and cannot be cancelled any more")
     raise typer.Exit(1)

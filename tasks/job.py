@@ -13,6 +13,7 @@ STATUS = {
     "delayed": "QUEUED",
     "leased": "QUEUED",
     "started": "STARTED",
+    "replaced": "STARTED",
     "succeeded": "SUCCESS",
     "dead": "FAILURE",
     "cancelled": "REVOKED",
@@ -75,13 +76,16 @@ class Job:
             pause_s = min(POLL_S[1], pause_s * 1.5)
 
     def cancel(self) -> bool:
-        """Cancel the job; return whether it will not run. One that has been fetched by a worker runs to its end."""
+        """Cancel the job; return whether it had not ended.
+
+        One that runs is broken off by its worker within seconds, unless it ends first: its status says.
+        """
         if self._inline is not None:
             return False
         state = broker.connect().cancel(self.id)
         if not state:
             raise UnknownJob(f"job {self.id!r} is not known; there is nothing to cancel")
-        return state in ("queued", "delayed", "cancelled", "expired")
+        return state not in ("succeeded", "dead")
 
     def _value(self) -> Any:
         from worker.app import app  # Celery is loaded by those who read results
@@ -125,8 +129,8 @@ class Group:
         return {"rows": rows}
 
     def cancel(self) -> bool:
-        """Cancel every job that has not been fetched; return whether none will run."""
-        cancelled = [job.cancel() for job in self.jobs]  # every one, also behind one that runs
+        """Cancel every job; return whether none had ended."""
+        cancelled = [job.cancel() for job in self.jobs]  # every one, also behind one that has ended
         return all(cancelled)
 
     def _statuses(self) -> list[str]:

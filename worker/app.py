@@ -2,7 +2,7 @@
 
 import os
 
-from celery import Celery
+from celery import Celery, concurrency
 from celery.signals import celeryd_init, worker_process_init, worker_shutting_down
 
 from worker import draining
@@ -10,6 +10,7 @@ from worker.children import die_with_parent
 
 app = Celery("forebay", task_cls="worker.task:Job")
 app.config_from_object("celeryconfig")
+concurrency.ALIASES["threads"] = "worker.threads:TaskPool"
 worker_process_init.connect(die_with_parent)
 worker_shutting_down.connect(draining.begin)
 

@@ -116,7 +116,7 @@ def strategy(task: BatchJob, app: Any, consumer: Any) -> Any:
         return default(task, app, consumer)
 
     def send(batch: list[Request]) -> None:
-        pool.apply_async(run, (task, batch, gatherer.ended), callback=_nothing_more)
+        pool.apply_async(run, (task, batch, gatherer.ended), callback=lambda _: None)
 
     gatherer = Gatherer(queue.batch, pool.limit, consumer.timer, send)
     one_by_one = consumer.on_task_request
@@ -143,10 +143,6 @@ def run(task: BatchJob, batch: list[Request], ended: Callable[[], None]) -> None
                 request.break_off(error)
     finally:
         ended()
-
-
-def _nothing_more(_: None) -> None:
-    """End a batch in the pool's eyes: each of its requests has ended by itself."""
 
 
 def answers(task: BatchJob, jobs: Sequence[tuple[str, dict[str, Any]]]) -> list[Answer]:

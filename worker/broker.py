@@ -86,7 +86,7 @@ class Fetched:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a fetch brought: jobs; when there may be more (None: when a bell rings); whether to heed no bell till then."""
+    """What a fetch brought: jobs; when there may be more (None: when a bell rings); whether no bell is to wake it."""
 
     jobs: list[Fetched]
     nap_s: float | None

@@ -3,4 +3,5 @@
 -- RETURNS 'held' | 'settled' | 'late'
 local queue, why = holding(ARGV[2], ARGV[3])
 if queue then return 'held' end
+if why == 'late' then count_late(ARGV[2]) end
 return why

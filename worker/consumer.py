@@ -42,7 +42,7 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
         """Return Celery's handler, guarded: other faults of a message would end this worker, and the next one too."""
         handle = super().create_task_handler(*args, **kwargs)
-        self.task_consumer.channel.lease.listen(heed)
+        self.task_consumer.channel.lease.listen(lambda what, job_id: heed(self.pool, what, job_id))
 
         def guarded(message: Any) -> Any:
             try:

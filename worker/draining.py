@@ -1,6 +1,6 @@
 """Stop in time: what still runs when a worker's grace is over is given back, and the process ends over it.
 
-A warm shutdown of Celery waits for the slowest job without limit, on every pool. Jobs that end meanwhile settle as usual;
+A warm shutdown of Celery waits for the slowest job without limit, on every pool. Jobs that end meanwhile settle;
 what was fetched and not started went back when the consumer closed. When the grace is over, pool children are killed,
 running jobs are given back without spending an attempt, and the process ends or starts anew, hung threads and all.
 """

@@ -29,7 +29,8 @@ CELERY = {
 }
 SCALARS = (
     "concurrency", "prefetch_multiplier", "max_tasks_per_worker", "max_memory_mib", "max_tasks_per_child",
-    "max_memory_per_child_mib", "max_length", "max_payload_bytes", "time_limit_s", "rows_per_job", "pool",
+    "max_memory_per_child_mib", "max_length", "max_payload_bytes", "time_limit_s", "drain_s", "max_orphaned",
+    "wedged_after_s", "rows_per_job", "pool",
     "batch.max_jobs", "batch.max_wait_s",
     "retry.max_attempts", "retry.backoff_s", "retry.backoff_max_s", "retry.jitter",
 )  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+from celery.concurrency import prefork
 from celery.concurrency.base import BasePool
 from celery.exceptions import BackendStoreError, Ignore, Reject, Retry
 from celery.worker import request, state
@@ -41,7 +42,6 @@ class Request(request.Request):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._argsrepr = self._kwargsrepr = message.HIDDEN  # also for jobs of producers that show what they carry
         self._request_dict["forebay_delivery"] = self._message.delivery_tag
-        self._pool: BasePool | None = None
         self._ending = False
 
     _settle: Settle = staticmethod(Broker.done)
@@ -53,18 +53,8 @@ class Request(request.Request):  # type: ignore[misc]
 
     # Running.
 
-    def execute_using_pool(self, pool: BasePool, **kwargs: Any) -> Any:
-        self._pool = pool
-        result = super().execute_using_pool(pool, **kwargs)
-        self.watch(getattr(result, "f", None))
-        return result
-
-    def watch(self, future: "Future[Any] | None") -> None:
-        """Settle also when an error of Celery's own ends the run: on threads nobody else would hear of it."""
-        if future is not None:
-            future.add_done_callback(self._ended)
-
-    def _ended(self, future: "Future[Any]") -> None:
+    def ended(self, future: "Future[Any]") -> None:
+        """Settle a run on a thread whose error left Celery's own code, where nobody else would hear of it."""
         error = None if future.cancelled() else future.exception()
         if error is not None and not self.acknowledged:
             self.break_off(error)
@@ -83,7 +73,7 @@ class Request(request.Request):  # type: ignore[misc]
     def terminate(self, pool: BasePool, signal: Any = None) -> None:
         """End the run: a pool child is killed, a thread's job is told to let go. One that waits is not started."""
         self._ending = True
-        if hasattr(self._apply_result and self._apply_result(), "terminate"):
+        if isinstance(pool, prefork.TaskPool):
             super().terminate(pool, signal)
         else:
             cancellation.cancel(self.id)
@@ -197,15 +187,15 @@ class Request(request.Request):  # type: ignore[misc]
         return lane.retry if lane else ONCE
 
 
-def heed(what: str, job_id: str) -> None:
+def heed(pool: BasePool, what: str, job_id: str) -> None:
     """Do what the broker says of a job that this worker has: break off one that was cancelled."""
     if what == "wedged":
         logger.error("job %s ran for longer than wedged_after_s and was given up; its slot may be lost", job_id)
         return
     for running in list(state.active_requests):
-        if running.id == job_id and isinstance(running, Request) and running._pool is not None:
+        if running.id == job_id:
             logger.info("job %s was cancelled and is broken off", job_id)
-            running.terminate(running._pool, "KILL")
+            running.terminate(pool, "KILL")
 
 
 def _nothing(_broker: Broker, _delivery: Delivery) -> str:

@@ -2,8 +2,13 @@
 
 import os
 import sys
+import threading
 from typing import Any
 
+import redis
+from celery import chain
+
+from worker import cancellation
 from worker.app import app
 
 
@@ -42,3 +47,38 @@ def retry(self: Any) -> int:
 @app.task(name="probe.replace", bind=True)
 def replace(self: Any) -> None:
     raise self.replace(add.s(20, 22))
+
+
+@app.task(name="probe.mark")
+def mark(name: str) -> str:
+    """Say in the broker's Redis that this ran."""
+    marks().rpush("probe:ran", name)
+    return name
+
+
+@app.task(name="probe.hold")
+def hold(name: str) -> str:
+    """Say that this runs, then wait until the test lets it go on."""
+    marks().rpush("probe:holding", name)
+    marks().blmove(f"probe:go:{name}", "probe:gone", 60)
+    marks().rpush("probe:ran", name)
+    return name
+
+
+@app.task(name="probe.listen", bind=True)
+def listen(self: Any) -> None:
+    """Wait for good, unless the job is cancelled."""
+    let_go = threading.Event()
+    marks().rpush("probe:holding", self.request.id)
+    with cancellation.closing(self.request.id, let_go.set):
+        let_go.wait(60)
+    raise ConnectionError("what the job waited for was closed")
+
+
+@app.task(name="probe.replace_by_chain", bind=True)
+def replace_by_chain(self: Any) -> None:
+    raise self.replace(chain(add.s(1, 2), add.s(3)))
+
+
+def marks() -> "redis.Redis":
+    return redis.Redis.from_url(os.environ["CELERY_BROKER_URL"], socket_timeout=None)

@@ -1,27 +1,21 @@
 """Tasks of plain Celery users on our workers: retries, failures, chains and exits end as jobs."""
 
-import sys
-
 import pytest
 from celery import chain, chord, group
 
 from tasks import Job
 from tests.eventually import eventually
 from tests.integration import probes
-from tests.workers import Worker, Workers
+from tests.workers import Workers
 from worker.broker import Broker
-
-
-def start(workers: Workers, pool: str) -> Worker:
-    command = "-m celery -A tests.integration.probes:app worker -Q chat -c 2 --pool"
-    return workers.run([sys.executable, *command.split(), pool])
 
 
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
 def test_celerys_own_workflows_run(workers: Workers, broker: Broker, pool: str) -> None:
-    start(workers, pool)
+    workers.probes(pool)
     assert probes.retry.apply_async().get(timeout=60) == 2
     assert probes.replace.apply_async().get(timeout=60) == 42
+    assert probes.replace_by_chain.apply_async().get(timeout=60) == 6
     assert chain(probes.add.s(1, 2), probes.add.s(3)).apply_async().get(timeout=60) == 6
     assert group(probes.add.s(number, 1) for number in range(10)).apply_async().get(timeout=60) == list(range(1, 11))
     assert chord([probes.add.s(1, 1), probes.add.s(2, 2)], probes.add.si(3, 4)).apply_async().get(timeout=60) == 7
@@ -31,7 +25,7 @@ def test_celerys_own_workflows_run(workers: Workers, broker: Broker, pool: str) 
 
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
 def test_every_failure_ends_as_a_dead_letter_and_the_worker_lives(workers: Workers, broker: Broker, pool: str) -> None:
-    worker = start(workers, pool)
+    worker = workers.probes(pool)
     results = {task: task.apply_async() for task in (probes.fail, probes.hunger)}
     if pool == "threads":
         results[probes.leave] = probes.leave.apply_async()
@@ -46,7 +40,7 @@ def test_every_failure_ends_as_a_dead_letter_and_the_worker_lives(workers: Worke
 def test_a_job_that_ends_its_pool_child_is_tried_again_and_then_dead(workers: Workers, broker: Broker) -> None:
     workers.environment["FOREBAY_CHAT_RETRY_MAX_ATTEMPTS"] = "2"
     workers.environment["FOREBAY_CHAT_RETRY_BACKOFF_S"] = "0.1"
-    start(workers, "prefork")
+    workers.probes("prefork")
     result = probes.vanish.apply_async()
     eventually(lambda: Job(result.id).status == "FAILURE", timeout_s=60)
     record = Job(result.id).record()

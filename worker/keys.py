@@ -73,6 +73,9 @@ class Keys:
     def mail(self, owner: str) -> str:
         return self._key("mail", owner)
 
+    def pace(self, queue_and_time: str) -> str:
+        return self._key("pace", queue_and_time)
+
     def owners(self) -> str:
         return self._key("owners")
 

@@ -16,6 +16,7 @@ from celery.worker import state
 
 from worker import draining, lease
 from worker.policy import Queue
+from worker.request import wedged
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class Recycler:
     def __init__(self, queue: Queue) -> None:
         self.max_tasks = queue.max_tasks_per_worker
         self.max_memory_mib = queue.max_memory_mib
+        self.max_wedged = max(1, queue.concurrency // 2)
         self.due = False
         self._asked = threading.Event()
 
@@ -48,6 +50,8 @@ class Recycler:
 
     def reason(self) -> str:
         """Say which limit is reached, empty when none is. Nothing is gained by starting anew before a job was done."""
+        if len(wedged) >= self.max_wedged:
+            return f"{len(wedged)} jobs hang in threads that nobody can end"
         done = sum(state.total_count.values())
         if not done:
             return ""

@@ -4,6 +4,7 @@ import logging
 import os
 import random
 from concurrent.futures import Future
+from signal import SIGKILL
 from time import monotonic
 from typing import Any
 
@@ -187,15 +188,22 @@ class Request(request.Request):  # type: ignore[misc]
         return lane.retry if lane else ONCE
 
 
+#: How many jobs were taken from this process because they hang; on threads each has cost a slot.
+wedged: list[str] = []
+
+
 def heed(pool: BasePool, what: str, job_id: str) -> None:
-    """Do what the broker says of a job that this worker has: break off one that was cancelled."""
-    if what == "wedged":
-        logger.error("job %s ran for longer than wedged_after_s and was given up; its slot may be lost", job_id)
-        return
+    """Do what the broker says of a job that this worker has: break off one that was cancelled, let go of a hung one."""
     for running in list(state.active_requests):
-        if running.id == job_id:
+        if running.id == job_id and what == "cancel":
             logger.info("job %s was cancelled and is broken off", job_id)
             running.terminate(pool, "KILL")
+        elif running.id == job_id:
+            logger.error("job %s ran for longer than wedged_after_s and was given up", job_id)
+            if isinstance(pool, prefork.TaskPool):
+                pool.terminate_job(running.worker_pid, SIGKILL)
+            else:
+                wedged.append(job_id)
 
 
 def _nothing(_broker: Broker, _delivery: Delivery) -> str:

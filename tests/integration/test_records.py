@@ -7,9 +7,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.eventually import eventually
+from worker import broker as brokers
 from worker import message
 from worker.broker import Broker, Fetched, Submission
 from worker.errors import QueueFull
+from worker.policy import load as load_policy
 from worker.priority import STEPS
 
 CHAT = [("chat", False)]
@@ -256,3 +258,158 @@ def test_no_history_loses_a_job(broker: Broker, history: list[str], random: obje
     assert states.count("succeeded") == counter(broker, "completed")
     assert states.count("dead") == counter(broker, "dead") == broker.redis.zcard(broker.keys.dead())
     assert counter(broker, "submitted") == accepted
+
+
+def orphaned(broker: Broker, owner: str = "doomed") -> Fetched:
+    """Fetch and start a job in a process that vanishes, and sweep."""
+    (fetched,) = fetch(broker, owner=owner, lease_s=0)
+    assert broker.start(fetched.delivery) == "started"
+    broker.sweep()
+    return fetched
+
+
+def test_only_started_jobs_count_as_orphaned(broker: Broker) -> None:
+    broker.accept(submission("a"))
+    for _ in range(10):
+        fetch(broker, lease_s=0)
+        broker.sweep()
+    assert broker.redis.hget(broker.keys.job("a"), "orphaned") is None
+    assert counter(broker, "rescued") == 10
+
+
+def test_a_job_orphaned_again_waits_and_runs_alone(broker: Broker) -> None:
+    broker.accept(submission("suspect"))
+    orphaned(broker)
+    assert state(broker, "suspect") == "queued"
+    orphaned(broker)
+    assert state(broker, "suspect") == "delayed"
+    assert broker.redis.zcard(broker.keys.alone("chat")) == 1
+    broker.accept_many([submission("first"), submission("second"), submission("third")])
+    assert [each.delivery.id for each in fetch(broker, 1, owner="busy")] == ["first"]  # it is not due yet
+    broker.redis.zadd(broker.keys.alone("chat"), {"suspect": 0})
+    assert fetch(broker, owner="busy") == []  # reserves the suspect and takes nothing more
+    assert [each.delivery.id for each in fetch(broker, 1, owner="other")] == [
+        "second"
+    ]  # who has not reserved it goes on
+    broker.leave("busy")
+    (alone,) = fetch(broker, 5, owner="empty")
+    assert alone.delivery.id == "suspect"
+    assert fetch(broker, 5, owner="empty") == []
+    assert broker.done(alone.delivery) == "done"
+    assert {each.delivery.id for each in fetch(broker, 5, owner="empty")} == {"first", "third"}
+
+
+def test_a_job_that_is_orphaned_too_often_is_dead(broker: Broker) -> None:
+    broker.accept(submission("poison"))
+    for _ in range(load_policy().queue("chat").max_orphaned):
+        broker.redis.zadd(broker.keys.alone("chat"), {"poison": 0}, xx=True)
+        orphaned(broker)
+    record = broker.redis.hgetall(broker.keys.job("poison"))
+    assert (record[b"state"], record[b"reason"]) == (b"dead", b"poison")
+    assert b"message" in record
+    assert broker.redis.zcard(broker.keys.alone("chat")) == 0
+
+
+def test_a_job_that_runs_too_long_is_taken_from_a_living_owner(broker: Broker) -> None:
+    broker.accept_many([submission("hangs"), submission("fetched")])
+    hangs, _ = fetch(broker, 2, owner="alive")
+    broker.start(hangs.delivery)
+    assert broker.sweep()[0] == 0
+    broker.redis.zadd(broker.keys.leased("chat"), {"hangs": 1, "fetched": 1})
+    assert broker.sweep()[0] == 2
+    assert sorted(broker.renew("alive", 60, {"node": "n"})) == [("wedged", "fetched"), ("wedged", "hangs")]
+    assert broker.redis.hget(broker.keys.job("hangs"), "orphaned") == b"1"
+    assert broker.redis.hget(broker.keys.job("fetched"), "orphaned") is None
+    assert broker.done(hangs.delivery) == "late"
+    assert counter(broker, "late") == 1
+
+
+def test_a_fetch_whose_reply_was_lost_is_given_up(broker: Broker) -> None:
+    broker.accept_many([submission("kept"), submission("lost")])
+    (kept,) = fetch(broker, 1, owner="cut")
+    fetch(broker, 1, owner="cut")
+    number = next(broker.fetches) - 1
+    assert broker.reclaim("cut", number) == 1
+    assert (state(broker, "kept"), state(broker, "lost")) == ("leased", "queued")
+    late = brokers.fetch_args("cut", 60, [("chat", False)], 1, number)
+    assert brokers.parse_fetched(broker.run("fetch", *late)).jobs == []  # it reached Redis after it was given up
+    assert [each.delivery.id for each in fetch(broker, owner="cut")] == ["lost"]
+    assert broker.done(kept.delivery) == "done"
+
+
+def test_leaving_gives_back_what_runs_and_spends_nothing(broker: Broker) -> None:
+    broker.accept_many([submission("runs"), submission("waits")])
+    runs, _ = fetch(broker, 2)
+    broker.start(runs.delivery)
+    assert broker.leave("a worker") == 2
+    assert {state(broker, each) for each in ("runs", "waits")} == {"queued"}
+    assert broker.redis.hget(broker.keys.job("runs"), "orphaned") is None
+    assert broker.redis.zcard(broker.keys.owners()) == 0
+
+
+def test_a_cancelled_job_is_not_started_and_its_owner_hears_of_it(broker: Broker) -> None:
+    broker.accept_many([submission("fetched"), submission("runs")])
+    fetched, runs = fetch(broker, 2)
+    broker.start(runs.delivery)
+    assert [broker.cancel("fetched"), broker.cancel("runs")] == ["leased", "started"]
+    assert broker.start(fetched.delivery) == "cancelled"
+    assert broker.renew("a worker", 60, {"node": "n"}) == [("cancel", "fetched"), ("cancel", "runs")]
+    assert broker.renew("a worker", 60, {"node": "n"}) == []
+    assert broker.done(runs.delivery) == "done"  # it came first
+    assert state(broker, "runs") == "succeeded"
+
+
+def test_a_job_that_expires_in_a_workers_hands_is_not_started(broker: Broker) -> None:
+    broker.accept(submission("a", deadline="+60"))
+    (fetched,) = fetch(broker)
+    broker.redis.hset(broker.keys.job("a"), "deadline", "1")
+    assert broker.start(fetched.delivery) == "expired"
+
+
+def test_only_the_running_delivery_can_be_followed(broker: Broker) -> None:
+    broker.accept(submission("a"))
+    (first,) = fetch(broker, lease_s=0)
+    broker.start(first.delivery)
+    assert broker.follow(first.delivery, submission("a")) == "follows"
+    broker.accept(submission("a"))  # a producer's repeat changes nothing
+    broker.sweep()
+    assert broker.follow(first.delivery, submission("a")) == "late"
+    (second,) = fetch(broker)
+    assert broker.done(second.delivery) == "done"  # what the lost run had sent is forgotten
+    assert state(broker, "a") == "succeeded"
+
+
+def test_a_replaced_job_ends_with_what_replaces_it(broker: Broker) -> None:
+    broker.accept_many([submission("settled first"), submission("published first"), submission("never")])
+    one, two, three = fetch(broker, 3)
+    for each in (one, two, three):
+        assert broker.replacing(each.delivery) == "replacing"
+    broker.accept(submission("published first"))
+    assert [broker.done(each.delivery) for each in (one, two, three)] == ["replaced", "follows", "replaced"]
+    broker.accept(submission("settled first"))
+    for each in fetch(broker, 5):
+        assert broker.done(each.delivery) == "done"
+    assert {state(broker, "settled first"), state(broker, "published first")} == {"succeeded"}
+    assert state(broker, "never") == "replaced"
+    broker.redis.zadd(broker.keys.delayed("chat"), {"never": 0})
+    assert fetch(broker) == []
+    assert broker.redis.hget(broker.keys.job("never"), "reason") == b"replacement never came"
+    assert counter(broker, "submitted") == counter(broker, "completed") + counter(broker, "dead") == 3
+
+
+def test_a_full_queue_says_how_long_it_will_last(broker: Broker) -> None:
+    seconds, _ = broker.redis.time()
+    broker.redis.set(broker.keys.pace(f"chat:{seconds // 10 - 1}"), 30, ex=60)
+    broker.accept_many([submission("a"), submission("b")])
+    with pytest.raises(QueueFull, match="2 jobs of at most 2, are worked off in about 4 seconds") as refused:
+        broker.accept(submission("c", max_length=2))
+    assert refused.value.lasts_s == pytest.approx(4)
+
+
+def test_a_job_id_of_odd_bytes_ends_as_any_other(broker: Broker) -> None:
+    raw = message.write("tasks.chat", "XX", "chat", 0, {}).encode().replace(b"XX", b"\xff\xfe")
+    broker.redis.lpush("chat", raw)
+    (fetched,) = fetch(broker)
+    assert broker.bury(fetched.delivery, "failed", "odd \udcff \ud800") == "buried"
+    assert broker.redis.hget(b"forebay:job:\xff\xfe", "state") == b"dead"
+    broker.redis.delete(b"forebay:job:\xff\xfe")

@@ -1,19 +1,25 @@
 """What users of Celery and kombu expect of a transport, with ours in its place."""
 
 import base64
+import contextlib
 import json
 import os
+import select
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from kombu import Connection
 
 import celeryconfig
 from dev import stack
-from tasks import enqueue
+from tasks import Job, enqueue
 from tests.eventually import eventually
+from tests.integration import probes
 from tests.workers import Workers
 from worker import message
 from worker.broker import Broker
@@ -206,3 +212,50 @@ def connection() -> Connection:
         transport=Transport,
         transport_options=celeryconfig.broker_transport_options,
     )
+
+
+class Cutter:
+    """A way to the broker that cuts, once, the connection on which a reply with ``mark`` in it comes back."""
+
+    def __init__(self, url: str, mark: bytes) -> None:
+        there = urlsplit(url)
+        self.to = (there.hostname or "", there.port or 6379)
+        self.mark = mark
+        self.cut = threading.Event()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"redis://127.0.0.1:{self.listener.getsockname()[1]}{there.path}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # the listener is closed with the test
+            while True:
+                near, _ = self.listener.accept()
+                far = socket.create_connection(self.to)
+                threading.Thread(target=self._carry, args=(near, far), daemon=True).start()
+
+    def _carry(self, near: socket.socket, far: socket.socket) -> None:
+        with near, far, contextlib.suppress(OSError):
+            while True:
+                for ready in select.select([near, far], [], [])[0]:
+                    read = ready.recv(1 << 20)
+                    if ready is far and self.mark in read and not self.cut.is_set():
+                        self.cut.set()
+                        return
+                    if not read:
+                        return
+                    (far if ready is near else near).sendall(read)
+
+
+def test_a_fetch_whose_reply_is_cut_off_strands_no_job(
+    machine: stack.Started, workers: Workers, broker: Broker
+) -> None:
+    cutter = Cutter(machine.addresses["CELERY_BROKER_URL"], b'"probe.add"')
+    try:
+        workers.probes("threads", CELERY_BROKER_URL=cutter.url)
+        cut = Job(probes.add.apply_async((1, 2)).id)
+        assert cutter.cut.wait(30)
+        eventually(lambda: cut.status == "SUCCESS")  # its worker lives and renews: no lease runs out
+        assert cut.record()["delivery"] == "2"
+        assert broker.redis.hget(broker.keys.stats("chat"), "rescued") is None
+    finally:
+        cutter.listener.close()

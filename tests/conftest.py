@@ -9,6 +9,7 @@ import pytest
 from dev import addresses, stack
 from tests.workers import Workers
 from worker import broker as brokers
+from worker import lease
 from worker.broker import Broker
 from worker.keys import PERMANENT
 
@@ -40,6 +41,7 @@ def broker(machine: stack.Started) -> Iterator[Broker]:
     connected = brokers.connect(machine.addresses["CELERY_BROKER_URL"])
     connected.redis.flushall()
     yield connected
+    lease.leave_all()  # of channels that the test opened: its thread would sweep in the next test
     stayed = [
         key.decode()
         for key in connected.redis.scan_iter("forebay:*")

@@ -10,7 +10,7 @@ from worker.children import die_with_parent
 
 app = Celery("forebay", task_cls="worker.task:Job")
 app.config_from_object("celeryconfig")
-concurrency.ALIASES["threads"] = "worker.threads:TaskPool"
+concurrency.ALIASES.update(threads="worker.threads:TaskPool", prefork="worker.prefork:TaskPool")
 worker_process_init.connect(die_with_parent)
 worker_shutting_down.connect(draining.begin)
 

@@ -157,8 +157,11 @@ _guard = threading.Lock()
 
 
 def leave_all() -> None:
-    """End this process's leases, before it becomes another program."""
-    for lease in list(_leases.values()):
+    """End this process's leases, before it becomes another program. A later channel begins a new one."""
+    with _guard:
+        ended = list(_leases.values())
+        _leases.clear()
+    for lease in ended:
         lease.leave()
 
 

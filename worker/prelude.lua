@@ -61,7 +61,10 @@ end
 local function let_go(id, queue)
   local record = key.job(id)
   local owner = redis.call('HGET', record, 'owner')
-  if owner then redis.call('SREM', key.held(owner), id) end
+  if owner then
+    redis.call('SREM', key.held(owner), id)
+    if redis.call('HEXISTS', record, 'alone') == 1 then ring(owner) end -- it waits for nothing but this
+  end
   redis.call('ZREM', key.leased(queue), id)
   redis.call('HDEL', record, 'owner', 'fetch', 'reserved', 'replacing', 'follows', 'follows_step', 'follows_due',
     'follows_queue')

@@ -1,4 +1,4 @@
-"""Celery's pool of threads, which forgets a run whose error left Celery's own code: here its job is settled too."""
+"""Celery's pool of threads, which forgets a run whose error left Celery's own code: here its job is settled."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from worker.request import Request
 
 
 class TaskPool(thread.TaskPool):  # type: ignore[misc]
-    """Stands for ``--pool threads``, see `worker.app`."""
+    """``--pool threads``, see `worker.app`."""
 
     def on_apply(self, *args: Any, callback: Any = None, **options: Any) -> thread.ApplyResult:
         result = super().on_apply(*args, callback=callback, **options)

@@ -73,31 +73,37 @@ local function lease(queue, step, message)
   return hold(id, queue, message)
 end
 
--- Jobs that are to run alone: one is taken when this owner holds nothing; until then the owner reserves it and fetches
--- nothing more. Gives true when there is nothing else to do in this fetch.
+-- Jobs that are to run alone: an owner that holds nothing takes one. One that holds something reserves the queue's next
+-- and fetches nothing until it is empty; only one owner of a queue does, the others go on. Gives true when there is
+-- nothing else to do in this fetch.
 local function alone(queue)
-  for _, id in ipairs(redis.call('ZRANGE', key.alone(queue), '-inf', exact(now), 'BYSCORE', 'LIMIT', 0, 16)) do
-    local known = redis.call('HMGET', key.job(id), 'reserved', 'message')
-    local until_s = known[1] and known[1] ~= owner and redis.call('ZSCORE', key.owners(), known[1])
-    if not (until_s and tonumber(until_s) > now) then
-      if redis.call('SCARD', key.held(owner)) > 0 then
-        redis.call('HSET', key.job(id), 'reserved', owner)
-      else
-        redis.call('ZREM', key.alone(queue), id)
-        redis.call('HSET', key.owner(owner), 'alone', id)
-        fetched[1] = hold(id, queue, known[2])
-      end
-      return true
-    end
+  local id = redis.call('ZRANGE', key.alone(queue), '-inf', exact(now), 'BYSCORE', 'LIMIT', 0, 1)[1]
+  if not id then
+    note_due(key.alone(queue))
+    return false
   end
-  note_due(key.alone(queue))
-  return false
+  local empty = redis.call('SCARD', key.held(owner)) == 0
+  local by = redis.call('GET', key.reserved(queue))
+  if not empty and by and by ~= owner then return false end
+  redis.call('SET', key.reserved(queue), owner, 'EX', 5)
+  if empty then
+    redis.call('ZREM', key.alone(queue), id)
+    redis.call('HSET', key.owner(owner), 'alone', id)
+    redis.call('EXPIRE', key.owner(owner), 3600)
+    fetched[1] = hold(id, queue, redis.call('HGET', key.job(id), 'message'))
+  end
+  return true
 end
 
 local mine = redis.call('HMGET', key.owner(owner), 'lost', 'alone')
 if mine[1] and number <= tonumber(mine[1]) then return {'', ''} end
 if mine[2] then
-  if redis.call('SISMEMBER', key.held(owner), mine[2]) == 1 then return FULL end
+  if redis.call('SISMEMBER', key.held(owner), mine[2]) == 1 then
+    for i = 6, #ARGV, 2 do
+      if redis.call('GET', key.reserved(ARGV[i])) == owner then redis.call('EXPIRE', key.reserved(ARGV[i]), 5) end
+    end
+    return FULL
+  end
   redis.call('HDEL', key.owner(owner), 'alone')
 end
 

@@ -15,6 +15,7 @@ STEMS = {
     "once": ("forebay:once:", "string: idempotency key -> job id; a set time"),
     "delayed": ("forebay:delayed:", "sorted set: job id by due time; permanent, empty when nothing waits"),
     "alone": ("forebay:alone:", "sorted set: job id by due time, of jobs that must run alone; permanent, mostly empty"),
+    "reserved": ("forebay:reserved:", "string: the owner that empties itself for a job that must run alone; seconds"),
     "leased": ("forebay:leased:", "sorted set: job id by time of fetch or start; permanent, empty when nothing runs"),
     "bell": ("forebay:bell:", "list of at most 64: rung by accept, awaited by idle workers; a minute"),
     "stats": ("forebay:stats:", "hash: cumulative counters of a queue; permanent"),

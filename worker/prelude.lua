@@ -66,7 +66,7 @@ local function let_go(id, queue)
     if redis.call('HEXISTS', record, 'alone') == 1 then ring(owner) end -- it waits for nothing but this
   end
   redis.call('ZREM', key.leased(queue), id)
-  redis.call('HDEL', record, 'owner', 'fetch', 'reserved', 'replacing', 'follows', 'follows_step', 'follows_due',
+  redis.call('HDEL', record, 'owner', 'fetch', 'replacing', 'follows', 'follows_step', 'follows_due',
     'follows_queue')
 end
 

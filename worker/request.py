@@ -154,6 +154,7 @@ class Request(request.Request):  # type: ignore[misc]
 
     def let_pass(self) -> None:
         """Settle nothing: the job is another delivery's by now. This frees the place in the prefetch window."""
+        logger.warning("job %s was given to another worker meanwhile; this run changes nothing", self.id)
         state.task_ready(self)
         self.acknowledged = self.acknowledged or self._acknowledge(_nothing)
 

@@ -33,7 +33,8 @@ def bulk(value: object) -> Any:
         (lambda: enqueue.chat(""), "message", "white space"),
         (lambda: enqueue.chat("  \n"), "message", "white space"),
         (lambda: enqueue.chat(7), "message", "string"),  # type: ignore[arg-type]
-        (lambda: enqueue.chat("NUL \x00"), "message", "NUL"),
+        (lambda: enqueue.chat("NUL \x00"), "message", "U+0000, as at position 4"),
+        (lambda: enqueue.chat("half a pair \ud83d"), "message", "U+D83D, as at position 12"),
         (lambda: enqueue.chat("x" * 300_000), "payload", "at most"),
         (lambda: enqueue.chat("hello", priority="urgnet"), "priority", "CRITICAL"),
         (lambda: enqueue.chat("hello", temperature=3.0), "temperature", "less than or equal to 2"),

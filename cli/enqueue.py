@@ -3,7 +3,9 @@
 import csv
 import json
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +15,7 @@ from cli.output import as_json, err, out, progress
 from tasks import enqueue as producer
 from tasks.enqueue import Options
 from tasks.job import Job
-from tasks.payloads import Embedding, check
+from tasks.payloads import BulkInsert, Embedding, check
 from worker.errors import JobRefused
 
 Priority = Annotated[str | None, typer.Option(help="CRITICAL, HIGH, NORMAL, LOW or BATCH.")]
@@ -42,7 +44,7 @@ def chat(
     as_json_: AsJson = False,
 ) -> None:
     """Enqueue one turn of a conversation and print the job's id."""
-    text = sys.stdin.read() if message == "-" else message
+    text = _standard_input() if message == "-" else message
     fields = {"conversation": conversation} if conversation else {}
     options = Options(priority, None, idempotency_key, deadline, delay)
     _tell(producer.chat(text, options=options, **fields), wait, as_json_)
@@ -52,20 +54,27 @@ def chat(
 def embedding(
     files: Annotated[list[Path], typer.Argument(help="Text files; each is one job under its path as key.")],
     priority: Priority = None,
+    wait: Wait = None,
     as_json_: AsJson = False,
 ) -> None:
     """Enqueue one embedding job for each file and print their ids."""
     payloads = [check(Embedding, text=_text(path), key=str(path)) for path in files]
-    with progress() as bars:
-        task = bars.add_task("embedding jobs", total=len(payloads), note="")
-        jobs = producer.many(
-            payloads, options=Options(priority), on_progress=lambda done: bars.update(task, completed=done)
-        )
+    with _counted("embedding jobs", len(payloads)) as count:
+        jobs = producer.many(payloads, options=Options(priority), on_progress=count)
+    told: list[dict[str, Any]] = [
+        {"id": job.id, "key": payload.key} for job, payload in zip(jobs, payloads, strict=True)
+    ]
+    if wait is not None:
+        for one, result in zip(told, _results(jobs, wait), strict=True):
+            one["result"] = result
     if as_json_:
-        as_json([{"id": job.id, "key": payload.key} for job, payload in zip(jobs, payloads, strict=True)])
-    else:
-        for job in jobs:
-            out.print(job.id)
+        as_json(told)
+        return
+    for one in told:
+        result = one.get("result")
+        out.print(
+            f"{one['key']}: {result['dimensions']} numbers by {result['model']}" if result else one["id"], markup=False
+        )
 
 
 @commands.command()
@@ -80,21 +89,16 @@ def bulk(
     """Enqueue a file's rows, cut into jobs, and print the group's id and its jobs."""
     if not file.is_file():
         raise JobRefused("file", str(file), "is not a file; give a .csv or .jsonl file")
-    with progress() as bars:
-        task = bars.add_task("rows", total=None, note="")
+    with _counted("rows") as count:
         group = producer.bulk_insert(
             table,
-            _rows(file),
+            _checked(table, _rows(file)),
             options=Options(priority, None, idempotency_key),
-            on_progress=lambda rows: bars.update(task, completed=rows),
+            on_progress=count,
         )
     if wait is not None:
-        try:
-            result = group.result(wait)
-        except KeyboardInterrupt:
-            err.print(f"{len(group.jobs)} jobs go on; the first is {group.jobs[0].id}", markup=False)
-            raise
-        as_json(result) if as_json_ else out.print(f"{result['rows']} rows inserted by {len(group.jobs)} jobs")
+        inserted = sum(result["rows"] for result in _results(group.jobs, wait))
+        as_json({"rows": inserted}) if as_json_ else out.print(f"{inserted} rows inserted by {len(group.jobs)} jobs")
         return
     if as_json_:
         as_json({"group": group.id, "jobs": [job.id for job in group.jobs]})
@@ -108,12 +112,77 @@ def _tell(job: Job, wait: float | None, as_json_: bool) -> None:
     if wait is None:
         as_json({"id": job.id}) if as_json_ else out.print(job.id)
         return
-    try:
-        result = job.result(wait)
-    except KeyboardInterrupt:
-        err.print(f"job {job.id} goes on; ask with ./forebay job {job.id}", markup=False)
-        raise
+    (result,) = _results([job], wait)
     as_json({"id": job.id, "result": result}) if as_json_ else out.print(result["text"], markup=False)
+
+
+def _results(jobs: Sequence[Job], wait_s: float) -> list[Any]:
+    """Wait for all jobs, at most so long in all, and return their results."""
+    until = time.monotonic() + wait_s
+    try:
+        return [job.result(max(0.0, until - time.monotonic())) for job in jobs]
+    except KeyboardInterrupt:
+        going_on = f"job {jobs[0].id} goes on" if len(jobs) == 1 else f"{len(jobs)} jobs go on, from {jobs[0].id}"
+        err.print(f"{going_on}; ask with ./forebay job {jobs[0].id}", markup=False)
+        raise
+
+
+@contextmanager
+def _counted(what: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """Show how many are sent: on a terminal by a bar, from the first on; elsewhere in one line at the end."""
+    bars, sent = progress(), 0
+
+    def count(done: int) -> None:
+        nonlocal sent
+        sent = done
+        if err.is_interactive:
+            bars.start()
+            bars.update(task, completed=done)
+
+    task = bars.add_task(what, total=total, note="")
+    try:
+        yield count
+    finally:
+        if sent and err.is_interactive:
+            bars.stop()
+        elif sent:
+            err.print(f"{sent} {what} sent")
+
+
+def _checked(table: str, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Pass the rows on once the first one's columns are known to be the table's."""
+    for number, row in enumerate(rows):
+        if number == 0:
+            check(BulkInsert, table=table, columns=list(row), rows=[list(row.values())])
+            _check_columns(table, list(row))
+        yield row
+
+
+def _check_columns(table: str, columns: list[str]) -> None:
+    """Refuse columns that the table does not have, before a job is accepted; the API leaves that to the worker.
+
+    Where no database can be reached from here, it is the worker's here too.
+    """
+    from db import errors, schema
+    from db.engine import transaction
+
+    try:
+        with transaction() as session:
+            schema.columns(session, table, columns)
+    except Exception as error:
+        if not isinstance(error, errors.SettingError) and errors.fault_of(error) is not errors.Fault.AWAY:
+            raise
+        err.print("the columns are not checked: no database here; set DATABASE_URL to have it", markup=False)
+
+
+def _standard_input() -> str:
+    given = sys.stdin.buffer.read()
+    try:
+        return given.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise JobRefused(
+            "standard input", given[error.start : error.end], f"at byte {error.start} is not UTF-8; give UTF-8 text"
+        ) from error
 
 
 def _text(path: Path) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy import text as statement
+from sqlalchemy.orm import Session
 
-from db import models, text
+from db import models, receipts, text
 from db.engine import transaction
 from db.errors import VectorError
 
@@ -34,10 +36,9 @@ class Neighbour:
     distance: float
 
 
-# One statement whose text does not depend on the number of documents: compiled and parsed once. Rows that
-# would not change are not written, so that a second run of a job leaves no dead tuples.
+# One statement whose text does not depend on the number of documents: compiled and parsed once.
 _STORE = statement("""
-    INSERT INTO documents AS stored (key, content, embedding, model, job_id)
+    INSERT INTO documents (key, content, embedding, model, job_id)
     SELECT key, content, embedding::vector, model, job_id
     FROM unnest(CAST(:keys AS text[]), CAST(:contents AS text[]), CAST(:embeddings AS text[]),
                 CAST(:models AS text[]), CAST(:job_ids AS text[]))
@@ -45,23 +46,30 @@ _STORE = statement("""
     ON CONFLICT (key) DO UPDATE
     SET content = excluded.content, embedding = excluded.embedding, model = excluded.model,
         job_id = excluded.job_id, updated_at = now()
-    WHERE (stored.content, stored.model, stored.job_id, stored.embedding)
-          IS DISTINCT FROM (excluded.content, excluded.model, excluded.job_id, excluded.embedding)
 """)
 
 
-def store(documents: Sequence[Document]) -> int:
-    """Insert or replace the documents by key in one statement; return how many were new or changed.
+def store(documents: Sequence[Document]) -> list[dict[str, Any]]:
+    """Insert or replace the documents by key, and return each one's ``{"key", "model", "dimensions"}``.
 
-    Of several with one key, the last counts. Raises VectorError naming the key of a vector that is empty or
-    holds something else than finite numbers, TextError naming a field that PostgreSQL cannot store.
+    A job's receipt commits in the same transaction: what an earlier run of the job has stored is not stored again,
+    since another job may have replaced it meanwhile, and the receipt is returned. Of several with one key, the last
+    counts. Raises VectorError naming the key of a vector that is empty or holds something else than finite numbers,
+    TextError naming a field that PostgreSQL cannot store.
     """
-    # In the order of the keys, so that two batches with keys in common cannot lock them crosswise.
-    batch = [document for _, document in sorted({document.key: document for document in documents}.items())]
-    if not batch:
-        return 0
-    for document in batch:
+    for document in documents:
         text.check(key=document.key, content=document.content, model=document.model, job_id=document.job_id)
+    results = [{"key": each.key, "model": each.model, "dimensions": len(each.embedding)} for each in documents]
+    by_job = {each.job_id: result for each, result in zip(documents, results, strict=True) if each.job_id is not None}
+    with transaction() as session:
+        earlier = receipts.write_all(session, "embedding", by_job)
+        _write(session, {each.key: each for each in documents if each.job_id not in earlier})
+    return [earlier.get(each.job_id or "", result) for each, result in zip(documents, results, strict=True)]
+
+
+def _write(session: Session, by_key: dict[str, Document]) -> None:
+    # In the order of the keys, so that two batches with keys in common cannot lock them crosswise.
+    batch = [document for _, document in sorted(by_key.items())]
     columns = {
         "keys": [document.key for document in batch],
         "contents": [document.content for document in batch],
@@ -69,8 +77,7 @@ def store(documents: Sequence[Document]) -> int:
         "models": [document.model for document in batch],
         "job_ids": [document.job_id for document in batch],
     }
-    with transaction() as session:
-        return session.connection().execute(_STORE, columns).rowcount
+    session.execute(_STORE, columns)
 
 
 def nearest(embedding: Sequence[float], limit: int = 5, model: str | None = None) -> list[Neighbour]:

@@ -130,11 +130,6 @@ def fault_of(error: BaseException) -> Fault:
             return Fault.UNKNOWN
 
 
-def is_transient(error: BaseException) -> bool:
-    """Tell whether the same input may succeed when it is tried again later."""
-    return fault_of(error) in (Fault.AWAY, Fault.BUSY)
-
-
 def _fault_of_driver(error: psycopg2.Error) -> Fault:
     state = error.pgcode
     if state is None:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import select
+from sqlalchemy import text as statement
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from db import text
 from db.models import Receipt
+
+_WRITE_ALL = statement("""
+    INSERT INTO receipts (job_id, kind, result)
+    SELECT job_id, :kind, result::jsonb
+    FROM unnest(CAST(:job_ids AS text[]), CAST(:results AS text[])) AS given (job_id, result)
+    ON CONFLICT (job_id) DO NOTHING
+    RETURNING job_id
+""")
 
 
 def of(session: Session, job_id: str) -> dict[str, Any] | None:
@@ -32,3 +43,19 @@ def write(session: Session, job_id: str, kind: str, result: dict[str, Any]) -> b
         .returning(Receipt.job_id)
     )
     return session.scalar(statement) is not None
+
+
+def write_all(session: Session, kind: str, results: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Write the receipts of many jobs, by id, in one statement; return those that were there already.
+
+    What `write` says of two runs at the same time holds for each job.
+    """
+    ordered = dict(sorted(results.items()))  # so that two batches with jobs in common cannot lock them crosswise
+    for job_id in ordered:
+        text.check(job_id=job_id, kind=kind)
+    given = {"kind": kind, "job_ids": list(ordered), "results": [json.dumps(each) for each in ordered.values()]}
+    earlier = ordered.keys() - session.scalars(_WRITE_ALL, given).all()
+    if not earlier:
+        return {}
+    found = session.execute(select(Receipt.job_id, Receipt.result).where(Receipt.job_id.in_(earlier)))
+    return {row.job_id: row.result for row in found}

@@ -56,7 +56,7 @@ def columns(session: Session, table: str, names: Sequence[str]) -> list[Column]:
     hundred rows. A name that is not among it is looked up again; `forget` after the server refused
     something.
 
-    Raises TableError that names what is not there and the nearest name that is.
+    Raises TableError that names what is not there, what is, and the nearest of it.
     """
     kept = session.connection().info
     read_at, found = kept.get((__name__, table), (-math.inf, {}))
@@ -68,7 +68,8 @@ def columns(session: Session, table: str, names: Sequence[str]) -> list[Column]:
         raise TableError(f"table {table!r} is not an ordinary table in the schema public{near}")
     for name in names:
         if name not in found:
-            raise TableError(f"table {table!r} has no column {name!r}{_nearest(name, list(found))}")
+            known = f"it has {', '.join(found)}{_nearest(name, list(found))}"
+            raise TableError(f"table {table!r} has no column {name!r}; {known}")
     if not names:
         raise TableError(f"table {table!r}: no columns were given; it has {', '.join(found)}")
     if len(set(names)) < len(names):

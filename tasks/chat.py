@@ -36,6 +36,7 @@ def chat(self: ChatJob, **arguments: Any) -> dict[str, Any]:
         completion = llm.chat(
             _prompt(job_id, turn),
             timeout_s=load_policy().queue(Chat.queue).time_limit_s,
+            job_id=job_id,
             model=turn.model,
             max_tokens=turn.max_tokens,
             temperature=turn.temperature,

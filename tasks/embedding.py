@@ -1,7 +1,10 @@
 """Turn texts into vectors, many jobs in one provider call."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+from uuid import uuid4
 
 from db import documents
 from db.documents import Document
@@ -9,11 +12,11 @@ from tasks import fault, llm
 from tasks.payloads import Embedding, check
 from worker.app import app
 from worker.batching import Answer, BatchJob
-from worker.errors import JobRefused
 from worker.outcome import Fault
 from worker.policy import load as load_policy
 
 One = tuple[str, Embedding]
+T = TypeVar("T")
 
 
 class EmbeddingJob(BatchJob):
@@ -25,51 +28,55 @@ class EmbeddingJob(BatchJob):
         return fault.of(error)
 
     def run_batch(self, jobs: Sequence[tuple[str, dict[str, Any]]]) -> list[Answer]:
-        """Embed all texts and keep the vectors of each call in one transaction.
+        """Embed all texts, in one call for each model, and keep the vectors in one transaction.
 
-        One call for each model. When the provider rejects a call, its texts are halved until the bad one stands alone:
-        only that job fails.
+        What fails for good is halved until the job at fault stands alone: only that job fails. Of two jobs with one
+        key, the later one's document stays.
         """
         answers: dict[str, Answer] = {}
-        ones: list[One] = []
+        asked: dict[str | None, list[One]] = defaultdict(list)
         for job_id, arguments in jobs:
             try:
-                ones.append((job_id, check(Embedding, **arguments)))
-            except JobRefused as error:  # from a producer that does not check
+                one = check(Embedding, **arguments)
+            except Exception as error:  # a producer that does not check may send anything
                 answers[job_id] = error
-        for model in {one.model for _, one in ones}:
-            answers.update(_embed([(job_id, one) for job_id, one in ones if one.model == model], model))
+            else:
+                asked[one.model].append((job_id, one))
+        for model, ones in asked.items():
+            answers.update(zip((job_id for job_id, _ in ones), _apart(partial(_embed, model), ones), strict=True))
+        made = [(job_id, answers[job_id]) for job_id, _ in jobs if isinstance(answers[job_id], Document)]
+        stored = _apart(documents.store, [document for _, document in made])
+        answers.update(zip((job_id for job_id, _ in made), stored, strict=True))
         return [answers[job_id] for job_id, _ in jobs]
 
 
 @app.task(base=EmbeddingJob, bind=True, name=Embedding.task)  # type: ignore[untyped-decorator]
 def embedding(self: EmbeddingJob, **arguments: Any) -> dict[str, Any]:
     """Embed one text. The worker calls `EmbeddingJob.run_batch` instead; this is the call within one process."""
-    answer = self.run_batch([(self.request.id or "", arguments)])[0]
+    answer = self.run_batch([(self.request.id or uuid4().hex, arguments)])[0]
     if isinstance(answer, Exception):
         raise answer
     return dict(answer)
 
 
-def _embed(ones: Sequence[One], model: str | None) -> dict[str, Answer]:
+def _apart(do: Callable[[Sequence[T]], Sequence[Answer]], several: Sequence[T]) -> list[Answer]:
+    """Do several at once; return one answer for each: a value, or the error of one that fails also on its own."""
     try:
-        reply = llm.embed(
-            [one.text for _, one in ones],
-            timeout_s=load_policy().queue(Embedding.queue).time_limit_s,
-            model=model,
-        )
-    except llm.ProviderRejected as error:
-        if len(ones) == 1:
-            return {ones[0][0]: error}
-        middle = len(ones) // 2
-        return {**_embed(ones[:middle], model), **_embed(ones[middle:], model)}
-    documents.store(
-        [
-            Document(key=one.key or job_id, content=one.text, embedding=vector, model=reply.model, job_id=job_id)
-            for (job_id, one), vector in zip(ones, reply.vectors, strict=True)
-        ]
+        return list(do(several))
+    except Exception as error:
+        if len(several) == 1 or fault.of(error) is not Fault.FATAL:
+            return [error] * len(several)
+    middle = len(several) // 2
+    return [*_apart(do, several[:middle]), *_apart(do, several[middle:])]
+
+
+def _embed(model: str | None, ones: Sequence[One]) -> list[Document]:
+    reply = llm.embed(
+        [one.text for _, one in ones],
+        timeout_s=load_policy().queue(Embedding.queue).time_limit_s,
+        model=model,
     )
-    return {
-        job_id: {"key": one.key or job_id, "model": reply.model, "dimensions": len(reply.vectors[0])}
-        for job_id, one in ones
-    }
+    return [
+        Document(key=one.key or job_id, content=one.text, embedding=vector, model=reply.model, job_id=job_id)
+        for (job_id, one), vector in zip(ones, reply.vectors, strict=True)
+    ]

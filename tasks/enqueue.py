@@ -1,5 +1,6 @@
 """Enqueue jobs: check, write the message, accept. Loads no task, no SQLAlchemy and no openai."""
 
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -117,14 +118,17 @@ def _submission(payload: JobPayload, options: Options) -> Submission:
     job_id = _identifier("job_id", options.job_id) or uuid4().hex
     priority = parse_priority(payload.priority if options.priority is None else options.priority)
     try:
-        text = message.write(
-            payload.task, job_id, queue.name, priority.step, payload.model_dump(mode="json", exclude_none=True)
-        )
+        arguments = payload.model_dump(mode="json", exclude_none=True)
+        text = message.write(payload.task, job_id, queue.name, priority.step, arguments)
     except (ValueError, TypeError) as error:
         raise JobRefused("payload", payload.task, f"cannot be written as JSON: {error}") from error
     if len(text) > queue.max_payload_bytes:
+        given = len(json.dumps(arguments, ensure_ascii=False).encode())
         raise JobRefused(
-            "payload", f"{len(text)} bytes", f"must be at most {queue.max_payload_bytes} (queues.yaml, {queue.name})"
+            "payload",
+            f"{given} bytes",
+            f"becomes a message of {len(text)} bytes (base64 adds a third), of which {queue.name} takes at most "
+            f"{queue.max_payload_bytes}; send less or raise max_payload_bytes in queues.yaml",
         )
     tenant = _identifier("tenant", options.tenant)
     return Submission(
@@ -174,6 +178,8 @@ def _moment(field: str, when: object) -> str:
             seconds = float(when)
         case _:
             raise JobRefused(field, when, "must be seconds, a timedelta or a datetime with a time zone")
+    if field == "deadline" and seconds <= 0:
+        raise JobRefused(field, when, "must be more than 0 seconds from now; leave it out for a job that may wait")
     if not 0 <= seconds <= 10 * 365 * 86400:
         raise JobRefused(field, when, "must be between now and ten years from now")
     return f"+{seconds:.6f}"

@@ -1,7 +1,10 @@
 """Say of every error that our tasks meet whether trying again may help."""
 
+from kombu.exceptions import OperationalError
+
 from db import errors
 from tasks.llm import ProviderAway, ProviderBusy, ProviderRefusesUs
+from worker.errors import BrokerUnavailable, QueueFull
 from worker.outcome import Fault
 
 OF_DATABASE = {
@@ -12,9 +15,13 @@ OF_DATABASE = {
 }
 
 
+#: A provider that waits for something else than this job, and a broker that takes no jobs from one that sends some.
+ELSEWHERE = (ProviderBusy, ProviderRefusesUs, BrokerUnavailable, QueueFull, OperationalError)
+
+
 def of(error: Exception) -> Fault:
-    """Return what an error of a provider or of the database says about the next attempt."""
-    if isinstance(error, ProviderBusy | ProviderRefusesUs):
+    """Return what an error of a provider, of the database or of the broker says about the next attempt."""
+    if isinstance(error, ELSEWHERE):
         return Fault.AWAY
     if isinstance(error, ProviderAway):
         return Fault.PASSING

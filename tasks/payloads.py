@@ -1,5 +1,6 @@
 """Say what each kind of job is given, and refuse anything else before it is sent."""
 
+import re
 from typing import Annotated, Any, ClassVar, TypeVar
 from uuid import uuid4
 
@@ -10,6 +11,9 @@ from worker.policy import load as load_policy
 from worker.priority import Priority
 
 Payload = TypeVar("Payload", bound="JobPayload")
+
+#: NUL, and the halves of surrogate pairs, which JSON can carry and UTF-8 cannot.
+UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 #: What JSON carries into a column of a table.
 Cell = Any
@@ -22,8 +26,9 @@ def _not_blank(text: str) -> str:
 
 
 def _storable(text: str) -> str:
-    if "\x00" in text:
-        raise ValueError("must hold no NUL character: PostgreSQL stores none")
+    bad = UNSTORABLE.search(text)
+    if bad:
+        raise ValueError(f"must hold no U+{ord(bad[0]):04X}, as at position {bad.start()}: PostgreSQL stores none")
     return text
 
 
@@ -95,7 +100,7 @@ class BulkInsert(JobPayload):
         return self
 
 
-def check(kind: type[Payload], **arguments: Any) -> Payload:
+def check(kind: type[Payload], /, **arguments: Any) -> Payload:
     """Return the payload of a job. Raises `JobRefused` naming the first field at fault, its value and the remedy."""
     try:
         return kind(**arguments)

@@ -1,5 +1,8 @@
 """Errors that users of Forebay meet. Each says what was given, what is allowed and what to do."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 #: Characters of a refused value that an error's text shows.
 SHOWN = 80
 
@@ -71,6 +74,12 @@ class JobFailed(ForebayError):
 
     def __str__(self) -> str:
         return f"job {self.job_id} is {self.state}" + (f": {self.error}" if self.error else "")
+
+
+def nearest(given: str, known: Iterable[str]) -> str:
+    """Return the end of a refusal: the known name nearest to the given one, or nothing when none is near."""
+    found = get_close_matches(given, list(known), n=1)
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 def _one_line(text: str) -> str:

@@ -2,8 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,7 +21,7 @@ from pydantic import (
 )
 
 from worker import queuefile
-from worker.errors import ConfigurationError, ForebayError
+from worker.errors import ConfigurationError, ForebayError, nearest
 from worker.queuefile import Setting
 
 DEFAULT_FILE = Path(__file__).resolve().parent.parent / "queues.yaml"
@@ -178,7 +177,9 @@ class Policy(Model):
         if name in self.queues:
             return self.queues[name]
         known = ", ".join(self.queues)
-        raise ConfigurationError([f"queue {name!r} is not declared; queues.yaml has {known}{_hint(name, self.queues)}"])
+        raise ConfigurationError(
+            [f"queue {name!r} is not declared; queues.yaml has {known}{nearest(name, self.queues)}"]
+        )
 
     def queue_of_task(self, task: str) -> Queue | None:
         """Return the queue that declares a task, None when none does."""
@@ -261,10 +262,10 @@ def _what_is_allowed(error: Any, path: list[str]) -> str:
     given = error["input"]
     if error["type"] == "extra_forbidden":
         known = sorted(_known_keys(path[:-1]))
-        return f"unknown key; known are {', '.join(known)}{_hint(path[-1], known)}"
+        return f"unknown key; known are {', '.join(known)}{nearest(path[-1], known)}"
     if error["type"] == "literal_error":
         allowed = str(error["ctx"]["expected"])
-        return f"must be {allowed}{_hint(str(given), allowed.replace(chr(39), '').replace(' or ', ', ').split(', '))}"
+        return f"must be {allowed}{nearest(str(given), allowed.replace(chr(39), '').replace(' or ', ', ').split(', '))}"
     text = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
     text = PLAIN.get(error["type"], f"{text[:1].lower()}{text[1:]}")
     return (
@@ -282,11 +283,6 @@ def _known_keys(path: list[str]) -> set[str]:
         case _:
             model = parts[path[-1]]
     return set(model.model_fields) - {"name"}
-
-
-def _hint(given: str, known: Iterable[str]) -> str:
-    nearest = get_close_matches(given, list(known), n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 def _shown(value: object) -> str:

@@ -6,10 +6,9 @@ names no priority, so it is NORMAL, and the order of fetching is not the order o
 kombu's own, so that every list that a plain Celery producer can push to is read.
 """
 
-from difflib import get_close_matches
 from enum import Enum
 
-from worker.errors import JobRefused
+from worker.errors import JobRefused, nearest
 
 
 class Priority(Enum):
@@ -39,10 +38,7 @@ def parse(given: object) -> Priority:
     name = given.strip().upper() if isinstance(given, str) else ""
     if name in NAMES:
         return Priority[name]
-    nearest = get_close_matches(name, NAMES, n=1)
-    raise JobRefused(
-        "priority", given, f"must be one of {', '.join(NAMES)}" + (f"; did you mean {nearest[0]}?" if nearest else "")
-    )
+    raise JobRefused("priority", given, f"must be one of {', '.join(NAMES)}{nearest(name, NAMES)}")
 
 
 def of_step(step: int) -> Priority:

@@ -3,11 +3,10 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from worker.errors import SHOWN, ConfigurationError
+from worker.errors import SHOWN, ConfigurationError, nearest
 
 LARGEST_BYTES = 1024 * 1024
 MOST_FORBIDDEN = 20  # aliases and tags that are listed; a bomb holds a million
@@ -192,8 +191,7 @@ def _override(reading: Reading, environ: Mapping[str, str]) -> None:
                 if key == "prefetch_multiplier" or pool == "prefork":
                     _put(reading, f"queues.{name}.{key}", value, variable)
         elif re.match(r"FOREBAY_[A-Z]", variable) and variable not in OTHERS:
-            nearest = get_close_matches(variable, [*known, *OTHERS], n=1)
-            hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            hint = nearest(variable, [*known, *OTHERS])
             reading.faults.append(f"environment: {variable}: {value!r}: overrides nothing{hint}")
 
 

@@ -1,6 +1,8 @@
 """The commands, run as a person and as a script would run them."""
 
+import base64
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,20 +24,22 @@ class Cli:
 
     def __init__(self, environment: dict[str, str]) -> None:
         self.environment = environment
+        self.errors = ""
 
-    def __call__(self, *arguments: str, code: int = 0, **settings: str) -> str:
+    def __call__(self, *arguments: str, code: int = 0, given: bytes = b"", **settings: str) -> str:
         """Run a command, hold it to its exit code and to showing no stack trace, and return what it printed."""
         ended = subprocess.run(
             [sys.executable, "-m", "cli", *arguments],
             env={**self.environment, "COLUMNS": "200", **settings},
+            input=given,
             capture_output=True,
-            text=True,
             timeout=120,
             check=False,
         )
-        assert ended.returncode == code, ended.stdout + ended.stderr
-        assert "Traceback" not in ended.stdout + ended.stderr
-        return ended.stdout if code == 0 else ended.stdout + ended.stderr
+        said, self.errors = ended.stdout.decode(), ended.stderr.decode()
+        assert ended.returncode == code, said + self.errors
+        assert "Traceback" not in said + self.errors
+        return said if code == 0 else said + self.errors
 
     def json(self, *arguments: str) -> Any:
         return json.loads(self(*arguments, "--json"))
@@ -62,8 +66,12 @@ def test_files_are_embedded_under_their_paths(cli: Cli, workers: Workers, tmp_pa
         file.write_text(f"the text of {file.name}", encoding="utf-8")
     workers.start("embedding")
     jobs = cli.json("enqueue", "embedding", *map(str, files))
+    assert cli.errors == "3 embedding jobs sent\n"
     assert [job["key"] for job in jobs] == [str(file) for file in files]
     assert cli.json("job", jobs[2]["id"], "--wait", "60")["result"]["key"] == str(files[2])
+    waited = cli.json("enqueue", "embedding", *map(str, files), "--wait", "60")
+    assert [job["result"]["key"] for job in waited] == [str(file) for file in files]
+    assert f"{files[0]}: 384 numbers by all-minilm" in cli("enqueue", "embedding", str(files[0]), "--wait", "60")
 
 
 @pytest.mark.parametrize(
@@ -93,16 +101,42 @@ def test_a_file_of_rows_is_inserted(cli: Cli, workers: Workers, tmp_path: Path, 
         ("rows.jsonl", b"[1]\n", "must be a JSON object"),
         ("rows.jsonl", b'{"codepoint": 1}\n{"name": "x"}\n', "rows[1]"),
         ("rows.xml", b"<rows/>", "must end in .csv or .jsonl"),
+        ("rows.csv", b"codepoint,nam\n1,x\n", "no column 'nam'; it has codepoint, character, name"),
     ],
 )
-def test_a_bad_file_is_refused_with_its_line(cli: Cli, tmp_path: Path, name: str, content: bytes, words: str) -> None:
+def test_a_bad_file_is_refused_with_its_line(
+    cli: Cli, broker: Broker, tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
     file = tmp_path / name
     file.write_bytes(content)
-    assert words in cli("enqueue", "bulk", "unicode_characters", str(file), code=1)
+    said = cli("enqueue", "bulk", "unicode_characters", str(file), code=1, FORCE_COLOR="1", TERM="xterm")
+    said = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said)
+    assert words in said
+    assert said.startswith("error: ")  # no bar before it
+    assert not list(broker.redis.scan_iter("*"))
+
+
+def test_rows_are_taken_where_no_database_can_be_reached(cli: Cli, broker: Broker, tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("codepoint,nam\n1,x\n", encoding="utf-8")
+    for url in ("", "postgresql://nobody@127.0.0.1:9/nothing"):
+        cli("enqueue", "bulk", "unicode_characters", str(file), DATABASE_URL=url)
+        assert "the columns are not checked" in cli.errors
+    assert broker.redis.hget(broker.keys.stats("bulk_insert"), "submitted") == b"2"
+
+
+def test_a_message_from_standard_input_is_utf_8(cli: Cli, broker: Broker) -> None:
+    cli("enqueue", "chat", "-", "--priority", "NORMAL", given="naïve 漢字".encode(), PYTHONIOENCODING="latin-1")
+    (sent,) = broker.redis.lrange("chat", 0, -1)
+    assert "naïve 漢字" in base64.b64decode(json.loads(sent)["body"]).decode()
+    refused = cli("enqueue", "chat", "-", given=b"\x7fELF\xff\xfe", code=1)
+    assert r"standard input: b'\xff' at byte 4 is not UTF-8" in refused
 
 
 def test_wrong_calls_are_refused_in_one_line(cli: Cli) -> None:
     assert "is not known" in cli("job", "no-such-job", code=1)
+    for deadline in ("0", "-5"):
+        assert "must be more than 0 seconds" in cli("enqueue", "chat", "hello", "--deadline", deadline, code=1)
     assert "priority: 'urgnet' must be one of" in cli("enqueue", "chat", "hello", "--priority", "urgnet", code=1)
     assert "queue 'caht' is not declared; queues.yaml has chat, embedding, bulk_insert; did you mean chat?" in cli(
         "worker", "caht", code=1

@@ -183,7 +183,7 @@ def test_a_repeated_key_is_named_by_its_row(table: str) -> None:
     ("name", "columns", "said"),
     [
         ("unicode_character", ["name"], r"not an ordinary table .* did you mean 'unicode_characters'"),
-        ("unicode_characters", ["nam"], "has no column 'nam'; did you mean 'name'"),
+        ("unicode_characters", ["nam"], "has no column 'nam'; it has codepoint, .*; did you mean 'name'"),
         ("unicode_characters", ["ctid"], "has no column 'ctid'"),
         ("unicode_characters", [], "no columns were given"),
         ("unicode_characters", ["name", "name"], "column 'name' was given twice"),

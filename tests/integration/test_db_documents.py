@@ -32,7 +32,7 @@ def test_the_nearest_come_first(model: str) -> None:
         Document(f"{model}-north", "north", [0, 1], model),
         Document(f"{model}-west", "west", [-1, 0], model),
     ]
-    assert documents.store(store) == 3
+    assert documents.store(store)[0] == {"key": f"{model}-east", "model": model, "dimensions": 2}
     assert documents.nearest([1, 0], model=model) == [
         Neighbour(f"{model}-east", "east", 0.0),
         Neighbour(f"{model}-north", "north", 1.0),
@@ -55,30 +55,42 @@ def test_only_vectors_of_the_same_length_and_model_are_compared(model: str) -> N
     assert {"two", "other"} <= {found.content for found in documents.nearest([1, 0], limit=1000)}
 
 
-def test_a_second_run_writes_nothing(model: str) -> None:
-    batch = [Document(f"{model}-{number}", "text", [number, 1], model, "job") for number in range(3)]
-    assert documents.store(batch) == 3
-    assert documents.store(batch[::-1]) == 0
+def test_a_second_run_gets_the_first_one_s_receipt_and_replaces_nothing_newer(model: str) -> None:
+    key, job_id = f"{model}-key", uuid.uuid4().hex
+    first = documents.store([Document(key, "old", [1, 0], model, job_id)])
+    documents.store([Document(key, "newer", [1, 0], model, uuid.uuid4().hex)])
+    again = [Document(key, "old", [1, 0, 0], model, job_id), Document(f"{model}-more", "more", [1, 0], model)]
+    assert documents.store(again)[0] == first[0] == {"key": key, "model": model, "dimensions": 2}
+    assert {found.content for found in documents.nearest([1, 0], model=model)} == {"newer", "more"}
+
+
+def test_a_batch_that_fails_leaves_no_receipt(model: str) -> None:
+    job_id = uuid.uuid4().hex
+    with pytest.raises(VectorError):
+        documents.store([Document(model, "text", [], model, job_id)])
+    documents.store([Document(model, "text", [1], model, job_id)])
+    assert [found.content for found in documents.nearest([1], model=model)] == ["text"]
 
 
 def test_a_document_is_replaced_by_its_key(model: str) -> None:
     key = f"{model}-key"
-    documents.store([Document(key, "old", [1, 0], model, "first")])
-    assert documents.store([Document(key, "new", [0, 1, 0], model, "second")]) == 1
+    jobs = [uuid.uuid4().hex, uuid.uuid4().hex]
+    documents.store([Document(key, "old", [1, 0], model, jobs[0])])
+    documents.store([Document(key, "new", [0, 1, 0], model, jobs[1])])
     with transaction() as session:
         kept = session.scalars(select(models.Document).filter_by(key=key)).one()
-        assert (kept.content, kept.job_id, kept.dimensions) == ("new", "second", 3)
+        assert (kept.content, kept.job_id, kept.dimensions) == ("new", jobs[1], 3)
         assert list(kept.embedding) == [0, 1, 0]
 
 
 def test_of_one_key_twice_the_last_counts(model: str) -> None:
     key = f"{model}-key"
-    assert documents.store([Document(key, "first", [1], model), Document(key, "last", [1], model)]) == 1
+    assert len(documents.store([Document(key, "first", [1], model), Document(key, "last", [1], model)])) == 2
     assert [found.content for found in documents.nearest([1], model=model)] == ["last"]
 
 
 def test_no_documents_are_nothing_to_store() -> None:
-    assert documents.store([]) == 0
+    assert documents.store([]) == []
 
 
 @settings(max_examples=40, deadline=None)
@@ -117,7 +129,9 @@ def test_batches_with_keys_in_common_do_not_deadlock(model: str) -> None:
         try:
             for _ in range(10):
                 keys = order.sample(range(40), 40)
-                documents.store([Document(f"{model}-{key}", f"by {seed}", [order.random()], model) for key in keys])
+                store = [Document(f"{model}-{key}", f"by {seed}", [order.random()], model) for key in keys]
+                shared = [Document(f"{model}-{key}", "late run", [1], model, f"{model}-{key}") for key in keys]
+                documents.store([*store, *shared])
         except Exception as error:
             faults.append(error)
 

@@ -51,3 +51,14 @@ def test_a_second_run_waits_for_the_first(job_id: str, commits: bool) -> None:
 def test_a_job_id_that_cannot_be_stored_is_named() -> None:
     with transaction() as session, pytest.raises(TextError, match="job_id"):
         receipts.write(session, "a\0", "bulk_insert", {})
+
+
+def test_of_many_receipts_only_the_new_ones_are_written(job_id: str) -> None:
+    first, second, third = (f"{job_id}-{number}" for number in range(3))
+    with transaction() as session:
+        assert receipts.write_all(session, "embedding", {second: {"key": "é \\u0041"}, first: {"key": "a"}}) == {}
+    with transaction() as session:
+        earlier = receipts.write_all(session, "embedding", {third: {"key": "c"}, second: {"key": "other"}})
+        assert earlier == {second: {"key": "é \\u0041"}}
+        assert receipts.of(session, third) == {"key": "c"}
+        assert receipts.write_all(session, "embedding", {}) == {}

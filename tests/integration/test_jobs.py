@@ -63,7 +63,7 @@ def run_again(broker: Broker, job_id: str, task: str, queue: str, kwargs: dict[s
 
 def test_a_cancelled_or_expired_chat_keeps_the_users_message(workers: Workers) -> None:
     cancelled = enqueue.chat("cancelled question", conversation="kept")
-    expired = enqueue.chat("expired question", conversation="kept", deadline=0)
+    expired = enqueue.chat("expired question", conversation="kept", deadline=0.001)
     assert cancelled.cancel()
     workers.start("chat")
     for job, state in ((cancelled, "cancelled"), (expired, "expired")):

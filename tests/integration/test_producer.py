@@ -1,5 +1,6 @@
 """The producer API: what it refuses, what it promises, what it loads."""
 
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -33,8 +34,9 @@ def bulk(value: object) -> Any:
         (lambda: enqueue.chat(""), "message", "white space"),
         (lambda: enqueue.chat("  \n"), "message", "white space"),
         (lambda: enqueue.chat(7), "message", "string"),  # type: ignore[arg-type]
-        (lambda: enqueue.chat("NUL \x00"), "message", "NUL"),
-        (lambda: enqueue.chat("x" * 300_000), "payload", "at most"),
+        (lambda: enqueue.chat("NUL \x00"), "message", "U+0000, as at position 4"),
+        (lambda: enqueue.chat("half a pair \ud83d"), "message", "U+D83D, as at position 12"),
+        (lambda: enqueue.chat("x" * 300_000), "payload", "takes at most 262144; send less or raise max_payload_bytes"),
         (lambda: enqueue.chat("hello", priority="urgnet"), "priority", "CRITICAL"),
         (lambda: enqueue.chat("hello", temperature=3.0), "temperature", "less than or equal to 2"),
         (lambda: enqueue.chat("hello", max_tokens=0), "max_tokens", "greater than or equal to 1"),
@@ -44,6 +46,8 @@ def bulk(value: object) -> Any:
         (lambda: enqueue.chat("hello", delay=-1), "delay", "between now"),
         (lambda: enqueue.chat("hello", delay="soon"), "delay", "seconds"),
         (lambda: enqueue.chat("hello", deadline=datetime(2030, 1, 1)), "deadline", "time zone"),  # noqa: DTZ001
+        (lambda: enqueue.chat("hello", deadline=0), "deadline", "0 must be more than 0 seconds from now; leave it out"),
+        (lambda: enqueue.chat("hello", deadline=timedelta(hours=-1)), "deadline", "more than 0 seconds from now"),
         (lambda: enqueue.chat("hello", deadline=float("nan")), "deadline", "between now"),
         (lambda: bulk(object()), "payload", "JSON"),
         (lambda: bulk(b"\xff"), "payload", "JSON"),
@@ -67,6 +71,14 @@ def test_refuses_what_is_wrong_and_sends_nothing(broker: Broker, call: Any, fiel
     assert words in str(refused.value)
     assert len(str(refused.value)) < 600
     assert not list(broker.redis.scan_iter("*"))
+
+
+def test_a_payload_too_large_is_told_in_bytes_as_given_and_as_sent(broker: Broker) -> None:
+    with pytest.raises(JobRefused) as refused:
+        enqueue.embedding("é" * 60_000, key="k")
+    given, sent = (int(number) for number in re.findall(r"(\d+) bytes", str(refused.value)))
+    assert 120_000 < given < 120_100
+    assert given * 4 / 3 < sent < given * 4 / 3 + 2000
 
 
 def test_many_returns_ids_in_order(broker: Broker) -> None:

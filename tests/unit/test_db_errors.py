@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy.exc
 
 from db import text
-from db.errors import Fault, RowError, SettingError, StoreError, TableError, TextError, fault_of, is_transient
+from db.errors import Fault, RowError, SettingError, StoreError, TableError, TextError, fault_of
 
 
 def test_a_row_error_survives_the_way_between_processes() -> None:
@@ -36,7 +36,6 @@ def test_a_row_error_names_what_is_known() -> None:
 )
 def test_faults(error: Exception, fault: Fault) -> None:
     assert fault_of(error) is fault
-    assert is_transient(error) is (fault in (Fault.AWAY, Fault.BUSY))
 
 
 def test_text_that_can_be_stored_passes() -> None:

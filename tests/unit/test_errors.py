@@ -70,3 +70,8 @@ def test_a_refused_value_is_cut(length: int, shown: int) -> None:
 def test_a_failed_job_says_its_state_and_why() -> None:
     assert str(JobFailed("an-id", "dead", "ValueError: no")) == "job an-id is dead: ValueError: no"
     assert str(JobFailed("an-id", "cancelled", "")) == "job an-id is cancelled"
+
+
+def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
+    assert errors.nearest("caht", ["chat", "embedding"]) == "; did you mean chat?"
+    assert errors.nearest("x", ["chat", "embedding"]) == ""

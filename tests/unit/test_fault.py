@@ -1,0 +1,30 @@
+"""What the errors of our tasks say about the next attempt."""
+
+import pytest
+import sqlalchemy.exc
+from kombu.exceptions import OperationalError
+
+from db.errors import TextError
+from tasks import fault, llm
+from worker.errors import BrokerUnavailable, JobRefused, QueueFull
+from worker.outcome import Fault
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (llm.ProviderBusy("limited"), Fault.AWAY),
+        (llm.ProviderRefusesUs("no key"), Fault.AWAY),
+        (llm.ProviderAway("no answer"), Fault.PASSING),
+        (llm.ProviderRejected("too long"), Fault.FATAL),
+        (sqlalchemy.exc.TimeoutError("no connection is free"), Fault.AWAY),
+        (TextError("holds NUL"), Fault.FATAL),
+        (OperationalError("no broker for a task that sends others"), Fault.AWAY),
+        (BrokerUnavailable("no broker"), Fault.AWAY),
+        (QueueFull("queue", "chat", "holds 5 jobs"), Fault.AWAY),
+        (JobRefused("text", "", "is empty"), Fault.FATAL),
+        (ValueError("a bug"), Fault.FATAL),
+    ],
+)
+def test_each_error_is_sorted(error: Exception, said: Fault) -> None:
+    assert fault.of(error) is said

@@ -12,20 +12,6 @@ local next_due
 local fetched = {}
 local FULL = {'0.25', '1'} -- this owner waits to be empty, or for the one job that it runs alone
 
-local function identify(message)
-  local readable, envelope = pcall(cjson.decode, message)
-  if readable and type(envelope) == 'table' then
-    local headers, properties = envelope.headers, envelope.properties
-    if type(headers) == 'table' and type(headers.id) == 'string' and headers.id ~= '' then
-      return headers.id, type(headers.task) == 'string' and headers.task or ''
-    end
-    if type(properties) == 'table' and type(properties.delivery_tag) == 'string' then
-      return properties.delivery_tag, ''
-    end
-  end
-  return 'unreadable-' .. redis.call('INCR', key.serial()), ''
-end
-
 local function note_due(set)
   local first = redis.call('ZRANGE', set, 0, 0, 'WITHSCORES')
   if first[2] and (not next_due or tonumber(first[2]) < next_due) then next_due = tonumber(first[2]) end
@@ -42,6 +28,7 @@ local function promote(queue)
     elseif record[1] then
       redis.call('HDEL', key.job(id), 'message')
       redis.call('HSET', key.job(id), 'state', 'queued')
+      remember(id, record[1])
       redis.call('LPUSH', waiting(queue, record[2]), record[1])
     end
   end
@@ -61,6 +48,8 @@ end
 
 local function lease(queue, step, message)
   local id, task = identify(message)
+  id = id or redis.call('RPOP', key.nameless(redis.sha1hex(message)))
+    or 'unreadable-' .. redis.call('INCR', key.serial())
   local record = key.job(id)
   local state = redis.call('HGET', record, 'state')
   if not state then -- pushed by a producer that does not know us: its record starts here

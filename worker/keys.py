@@ -25,12 +25,13 @@ STEMS = {
     "mail": ("forebay:mail:", "list: what an owner is to hear with its next renewal; an hour"),
     "pace": ("forebay:pace:", "string: how many jobs of a queue ended in ten seconds; two minutes"),
     "dead": ("forebay:dead", "sorted set: dead letter's job id by time of death; permanent"),
+    "nameless": ("forebay:nameless:", "list: ids of waiting jobs whose message names none, by its SHA-1; permanent"),
     "serial": ("forebay:serial", "string: numbers messages that carry no readable id; permanent"),
 }
 
 #: Prefixes of keys that may stand without a lifetime.
 PERMANENT = tuple(
-    STEMS[stem][0] for stem in ("delayed", "alone", "leased", "stats", "held", "owners", "dead", "serial")
+    STEMS[stem][0] for stem in ("delayed", "alone", "leased", "stats", "held", "owners", "dead", "nameless", "serial")
 )
 
 

@@ -90,6 +90,49 @@ def next_run(payload: dict[str, Any], spent: int) -> str:
     return json.dumps({**payload, "headers": headers}, separators=(",", ":"))
 
 
+def first_run(text: str) -> str:
+    """Return a message as it begins a new life: no attempts, no expiry. What cannot be read is left untouched."""
+    try:
+        payload = read(text)
+        json.dumps(payload, ensure_ascii=False).encode()
+    except ValueError:  # odd bytes inside of JSON are a fault too: written anew, they would come out as others
+        return text
+    headers = payload["headers"]
+    if not headers.get("retries") and headers.get("expires") is None:
+        return text
+    return json.dumps({**payload, "headers": {**headers, "retries": 0, "expires": None}}, separators=(",", ":"))
+
+
+def arguments(payload: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Return the positional and the keyword arguments that an envelope carries. Raises `ValueError` naming the part."""
+    args, kwargs, _ = _triple(payload)
+    return args, kwargs
+
+
+def with_kwargs(payload: dict[str, Any], kwargs: dict[str, Any]) -> str:
+    """Return the message that carries other keyword arguments and is the same else. Raises `ValueError`."""
+    args, _, embed = _triple(payload)
+    body = json.dumps([args, kwargs, embed], ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    properties = {**payload["properties"], "body_encoding": "base64"}
+    changed = {**payload, "body": base64.b64encode(body).decode("ascii"), "properties": properties}
+    return json.dumps({**changed, "content-encoding": "utf-8"}, separators=(",", ":"))
+
+
+def _triple(payload: dict[str, Any]) -> tuple[list[Any], dict[str, Any], Any]:
+    if payload.get("content-type") != "application/json":
+        raise ValueError(f"message.content-type: {payload.get('content-type')!r} is not application/json")
+    body = payload.get("body") or ""
+    try:
+        coded = payload["properties"].get("body_encoding") == "base64"
+        triple = json.loads(base64.b64decode(body) if coded else body)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"message.body: not JSON: {error}") from error
+    match triple:
+        case [list() as args, dict() as kwargs, embed]:
+            return args, kwargs, embed
+    raise ValueError("message.body: not a list of arguments, keyword arguments and options")
+
+
 @cache
 def _origin(pid: int) -> str:
     return f"gen{pid}@{socket.gethostname()}"

@@ -67,6 +67,7 @@ class Retention(Model):
     record_s: Kept = 86400
     result_s: Kept = 86400
     idempotency_s: Kept = 86400
+    dead_s: Kept = 30 * 86400
 
 
 class Lease(Model):

@@ -35,6 +35,27 @@ end
 local ENDED = { succeeded = true, dead = true, cancelled = true, expired = true }
 local HELD = { leased = true, started = true }
 
+-- Give the id and the task of a message as it lies in a list; no id when it cannot be read.
+local function identify(message)
+  local readable, envelope = pcall(cjson.decode, message)
+  if not readable or type(envelope) ~= 'table' then return nil, '' end
+  local headers, properties = envelope.headers, envelope.properties
+  if type(headers) == 'table' and type(headers.id) == 'string' and headers.id ~= '' then
+    return headers.id, type(headers.task) == 'string' and headers.task or ''
+  end
+  if type(properties) == 'table' and type(properties.delivery_tag) == 'string' then
+    return properties.delivery_tag, ''
+  end
+  return nil, ''
+end
+
+-- A message that names no job goes by the id that its first fetch gave it: by its bytes it is known again.
+local function remember(id, message)
+  if string.sub(id, 1, 11) == 'unreadable-' and identify(message) ~= id then
+    redis.call('LPUSH', key.nameless(redis.sha1hex(message)), id)
+  end
+end
+
 -- The fence. Gives the queue and the state of a delivery that still holds its job. Otherwise nil and why: 'settled'
 -- when this very delivery settled before (a repeat after a lost reply), 'late' when the job was taken from it.
 local function holding(id, number)
@@ -88,6 +109,7 @@ local function to_head(id, queue)
   local held = redis.call('HMGET', record, 'message', 'step')
   redis.call('HDEL', record, 'message', 'started_at')
   redis.call('HSET', record, 'state', 'queued')
+  remember(id, held[1])
   redis.call('RPUSH', waiting(queue, held[2]), held[1])
   ring(queue)
 end
@@ -121,4 +143,17 @@ local function bury(id, queue, reason, error, traceback, fingerprint)
   count(queue, 'failed')
   count(queue, 'dead')
   pace(queue, now)
+end
+
+-- Give the record of a dead letter, which is still the one that was read. Otherwise nil and why: 'changed' when it has
+-- died anew or was edited since ('' for either means that it does not matter), or what the job is instead: its state,
+-- 'purged', '' when it is not known.
+local function letter(id, died, digest)
+  local known = redis.call('HMGET', key.job(id), 'state', 'purged', 'queue', 'step', 'message')
+  if known[2] then return nil, 'purged' end
+  if known[1] ~= 'dead' then return nil, known[1] or '' end
+  local message = known[5] or ''
+  if died ~= '' and tonumber(redis.call('ZSCORE', key.dead(), id)) ~= tonumber(died) then return nil, 'changed' end
+  if digest ~= '' and redis.sha1hex(message) ~= digest then return nil, 'changed' end
+  return {queue = known[3], step = known[4], message = message}
 end

@@ -34,7 +34,8 @@ SCALARS = (
     "retry.max_attempts", "retry.backoff_s", "retry.backoff_max_s", "retry.jitter",
 )  # fmt: skip
 COMMON = (
-    "retention.record_s", "retention.result_s", "retention.idempotency_s", "lease.duration_s", "lease.renew_every_s",
+    "retention.record_s", "retention.result_s", "retention.idempotency_s", "retention.dead_s",
+    "lease.duration_s", "lease.renew_every_s",
 )  # fmt: skip
 
 

@@ -33,6 +33,9 @@ DRAINING = frozenset(
         "reclaim",
         "leave",
         "sweep",
+        "replay",
+        "purge",
+        "edit",
     }
 )
 NAMES = DRAINING | {"accept"}

@@ -83,3 +83,22 @@ def test_names_what_is_wrong_with_a_malformed_message(raw: str, part: str) -> No
 def test_arguments_arrive_as_they_were_given(kwargs: dict[str, Any]) -> None:
     envelope = message.read(message.write("tasks.chat", "an-id", "chat", 0, kwargs))
     assert json.loads(base64.b64decode(envelope["body"]))[1] == kwargs
+
+
+def test_other_keyword_arguments_leave_the_rest_as_it_was() -> None:
+    before = message.read(message.write("tasks.chat", "an-id", "chat", 4, {"message": "hello"}))
+    after = message.read(message.with_kwargs(before, {"message": "bye ü"}))
+    assert message.arguments(after) == ([], {"message": "bye ü"})
+    assert {**after, "body": ""} == {**before, "body": ""}
+
+
+@pytest.mark.parametrize("raw", ["not \udcff json", "[]", '{"headers": {"retries": 3}}'])
+def test_a_message_that_cannot_be_read_begins_its_new_life_untouched(raw: str) -> None:
+    assert message.first_run(raw) == raw
+
+
+def test_a_message_with_odd_bytes_is_not_written_anew() -> None:
+    text = message.write("tasks.chat", "an-id", "chat", 4, {}).replace('"retries":0', '"retries":3')
+    assert json.loads(message.first_run(text))["headers"]["retries"] == 0
+    odd = text.replace('"lang":"py"', '"lang":"\udcff"')
+    assert message.first_run(odd) == odd

@@ -1,0 +1,230 @@
+"""Dead letters: found, edited, replayed and purged."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tasks import Embedding, Job, enqueue
+from tests.eventually import eventually
+from tests.workers import Workers
+from worker import deadletters, message
+from worker.broker import Broker, Submission
+from worker.errors import JobRefused
+from worker.letter import Filter, Letter
+
+
+def die(broker: Broker, job_id: str = "a", queue: str = "chat", reason: str = "failed", **more: Any) -> None:
+    """Accept a job and bury it."""
+    text = message.write(f"tasks.{queue}", job_id, queue, 0, {"message": "a secret", "conversation": "c"})
+    broker.accept(Submission(job_id, queue, 0, f"tasks.{queue}", text, **more))
+    bury(broker, queue, reason)
+
+
+def bury(broker: Broker, queue: str = "chat", reason: str = "failed") -> str:
+    (fetched,) = broker.fetch("a worker", 60, [(queue, False)], 1)
+    broker.bury(fetched.delivery, reason, "ValueError: [/no] 7", f'  File "{__file__}", line 1, in body')
+    return fetched.delivery.id
+
+
+def age(broker: Broker, job_id: str, days: float) -> None:
+    broker.redis.zincrby(broker.keys.dead(), -days * 86400, job_id)
+
+
+def letter(broker: Broker, job_id: str) -> Letter:
+    found = deadletters.get(broker, job_id)
+    assert found is not None
+    return found
+
+
+def ids(broker: Broker, **want: Any) -> list[str]:
+    return [each.id for each in deadletters.find(broker, Filter(**want)).letters]
+
+
+def counter(broker: Broker, name: str, queue: str = "chat") -> int:
+    return int(broker.redis.hget(broker.keys.stats(queue), name) or 0)
+
+
+def test_dead_jobs_live_again_as_they_are_or_edited(workers: Workers, broker: Broker) -> None:
+    raw = b"not \xff json"
+    broker.redis.lpush("embedding", raw)
+    edited, same = enqueue.many([Embedding(text=text, model="no-such-model") for text in ("edited", "same")])
+    workers.start("embedding")
+    eventually(lambda: broker.redis.zcard(broker.keys.dead()) == 3)
+    (unreadable,) = ids(broker, reason="malformed")
+    died_at = letter(broker, same.id).died_at
+
+    assert deadletters.edit(broker, letter(broker, edited.id), payload={"text": "edited", "key": "new"}) == "edited"
+    assert deadletters.replay_many(broker) == deadletters.Tally(3, 3)
+    assert edited.result(60)["key"] == "new"
+    eventually(lambda: sorted(ids(broker)) == sorted([same.id, unreadable]))
+
+    again = letter(broker, same.id)
+    assert (again.deaths, [death.died_at for death in again.history]) == (2, [died_at])
+    assert again.history[0].error == again.error != ""
+    assert again.fingerprint == again.history[0].fingerprint
+    assert broker.redis.hget(broker.keys.job(unreadable), "message") == raw
+    assert letter(broker, unreadable).deaths == 2
+    counted = [counter(broker, name, "embedding") for name in ("submitted", "completed", "dead", "replayed")]
+    assert counted == [3, 1, 5, 3]
+
+
+def test_letters_are_found_by_what_they_died_of_and_when(broker: Broker) -> None:
+    for job_id, queue, reason, days in (
+        ("a", "chat", "failed", 3.0),
+        ("b", "chat", "time limit", 2.0),
+        ("c", "embedding", "failed", 1.0),
+        ("d", "chat", "failed", 0.0),
+    ):
+        die(broker, job_id, queue, reason)
+        age(broker, job_id, days)
+    assert ids(broker) == ["d", "c", "b", "a"]
+    assert ids(broker, queue="chat") == ["d", "b", "a"]
+    assert ids(broker, task="tasks.embedding") == ["c"]
+    assert ids(broker, reason="time limit", queue="chat") == ["b"]
+    assert ids(broker, fingerprint=letter(broker, "b").fingerprint) == ["b"]
+    assert ids(broker, older_than_s=1.5 * 86400) == ["b", "a"]
+    assert ids(broker, older_than_s=1.5 * 86400, newer_than_s=2.5 * 86400) == ["b"]
+    assert ids(broker, reason="none such") == []
+    assert [(group.count, group.example.id) for group in deadletters.groups(broker)] == [(3, "d"), (1, "b")]
+    with pytest.raises(JobRefused, match="after"):
+        deadletters.find(broker, after="nowhere")
+    with pytest.raises(JobRefused, match="older_than_s"):
+        Filter(older_than_s=float("nan"))
+
+
+def test_two_thousand_letters_are_found_in_portions_of_any_filter(broker: Broker) -> None:
+    text = message.write("tasks.chat", "x", "chat", 0, {"message": "hello"})
+    names = [str(number) for number in range(2000)]
+    broker.accept_many(
+        [Submission(name, "chat", 0, "tasks.chat", text.replace('"id":"x"', f'"id":"{name}"')) for name in names]
+    )
+    for fetched in broker.fetch("a worker", 60, [("chat", False)], 2000):
+        rare = fetched.delivery.id in ("3", "1999")
+        broker.bury(fetched.delivery, "rare" if rare else "failed", "")
+    for name in names[:1200]:  # more than a page died in one moment
+        broker.redis.zadd(broker.keys.dead(), {name: 1e9})
+    assert ids(broker, reason="rare") == ["1999", "3"]
+    seen, after = [], ""
+    while True:
+        found = deadletters.find(broker, most=700, after=after)
+        seen += [each.id for each in found.letters]
+        after = found.after
+        if not after:
+            break
+    assert sorted(seen) == sorted(names)
+    steps: list[int] = []
+    dry = deadletters.replay_many(broker, Filter(reason="failed"), dry_run=True)
+    assert deadletters.replay_many(broker, Filter(reason="failed"), on_progress=steps.append) == deadletters.Tally(
+        1998, 1998
+    )
+    assert (dry.matched, dry.done, steps[-1]) == (1998, 0, 1998)
+    assert broker.redis.llen("chat") == 1998
+
+
+def test_a_replay_begins_a_life_without_attempts_deadline_or_orphans(broker: Broker) -> None:
+    die(broker, deadline="+3600")
+    record = broker.keys.job("a")
+    waiting = json.loads(letter(broker, "a").message or "")
+    waiting["headers"] |= {"retries": 5, "expires": "2020-01-01T00:00:00+00:00"}
+    broker.redis.hset(record, mapping={"message": json.dumps(waiting), "attempts": 5, "orphaned": 2, "deadline": "1"})
+    broker.accept(Submission("before", "chat", 0, "tasks.chat", message.write("tasks.chat", "before", "chat", 0, {})))
+
+    assert deadletters.replay(broker, "a") == "replayed"
+    assert deadletters.replay(broker, "a") == "queued", "a second replay is harmless"
+    assert deadletters.replay(broker, "none") == ""
+    first, second = broker.fetch("a worker", 60, [("chat", False)], 2)
+    assert (first.delivery.id, second.delivery.id) == ("before", "a"), "at the tail"
+    headers = json.loads(second.message)["headers"]
+    assert (headers["retries"], headers["expires"]) == (0, None)
+    assert broker.start(second.delivery) == "started", "its deadline is no more"
+    assert not broker.redis.hmget(record, "attempts")[0]
+    assert broker.redis.hmget(record, "orphaned", "reason", "error", "fingerprint") == [None] * 4
+    assert (counter(broker, "replayed"), counter(broker, "dead"), counter(broker, "submitted")) == (1, 1, 2)
+    broker.bury(second.delivery, "failed", "")
+    for number in range(25):
+        deadletters.replay(broker, "a")
+        bury(broker, reason=str(number))
+    assert [death.reason for death in letter(broker, "a").history] == [str(number) for number in range(4, 24)]
+    assert letter(broker, "a").deaths == 27
+
+
+def test_a_purged_letter_leaves_a_record_that_ends_and_says_so(broker: Broker) -> None:
+    for job_id in ("a", "b", "c"):
+        die(broker, job_id)
+    kept = letter(broker, "b")
+    assert deadletters.purge(broker, "a") == "purged"
+    assert deadletters.replay(broker, "a") == "purged"
+    assert deadletters.get(broker, "a") is None
+    record = broker.redis.hgetall(broker.keys.job("a"))
+    assert (record[b"state"], record[b"purged"]) == (b"dead", b"1")
+    assert b"message" not in record
+    assert broker.redis.ttl(broker.keys.job("a")) > 0
+    assert Job("a").status == "FAILURE"
+    assert deadletters.purge(broker, "b", kept.died_at - 1) == "changed", "it died anew since it was read"
+    assert deadletters.purge_many(broker, Filter(queue="chat"), most=1) == deadletters.Tally(1, 1)
+    assert ids(broker) == ["c"]
+    assert counter(broker, "purged") == 2
+
+
+def test_what_is_dead_for_too_long_expires_and_nothing_else(broker: Broker) -> None:
+    for job_id in ("old", "older", "young", "deleted"):
+        die(broker, job_id)
+    age(broker, "old", 31)
+    age(broker, "older", 400)
+    age(broker, "deleted", 31)
+    broker.redis.delete(broker.keys.job("deleted"))
+    assert deadletters.expire(broker, 30 * 86400) == 2
+    assert deadletters.expire(broker, 30 * 86400) == 0
+    assert broker.redis.zrange(broker.keys.dead(), 0, -1) == [b"young"]
+
+
+def test_a_set_rate_is_kept(broker: Broker) -> None:
+    for job_id in ("a", "b", "c"):
+        die(broker, job_id)
+    pauses: list[float] = []
+    deadletters.replay_many(broker, rate_per_s=1e-3, pause=pauses.append)
+    assert [round(pause, -3) for pause in pauses] == [0, 1000, 2000]  # nothing was slept: each pause is from the start
+    with pytest.raises(JobRefused, match="rate_per_s"):
+        deadletters.replay_many(broker, rate_per_s=0)
+
+
+def test_an_edit_needs_the_letter_as_it_was_read(broker: Broker) -> None:
+    die(broker)
+    read = letter(broker, "a")
+    assert deadletters.edit(broker, read, payload={"message": "one"}) == "edited"
+    assert deadletters.edit(broker, read, payload={"message": "two"}) == "changed"
+    assert letter(broker, "a").payload == {"message": "one"}
+    other = message.write("tasks.chat", "b", "chat", 0, {})
+    for how, field in (
+        ({"text": other}, "headers.id"),
+        ({"text": (read.message or "").replace('"py"', r'"\ud800"')}, "plain JSON"),
+        ({"text": "no json"}, "message"),
+        ({"text": "{}"}, "properties"),
+        ({"payload": {"message": "x" * 300_000}}, "payload"),
+        ({"payload": {"message": float("nan")}}, "payload"),
+    ):
+        with pytest.raises(JobRefused, match=field):
+            deadletters.edit(broker, letter(broker, "a"), **how)
+    now = letter(broker, "a")
+    deadletters.replay(broker, "a")
+    assert deadletters.edit(broker, now, payload={}) == "queued"
+
+
+@pytest.mark.parametrize("raw", [b"", b"\xff\xfe", b"null", b'{"headers": {"id": 7}}'])
+def test_a_message_that_names_no_job_keeps_its_job_when_it_comes_back(broker: Broker, raw: bytes) -> None:
+    broker.redis.lpush("chat", raw, raw)
+    one, two = bury(broker), bury(broker)
+    assert one != two
+    assert {deadletters.replay(broker, one), deadletters.replay(broker, two)} == {"replayed"}
+    fetched = broker.fetch("vanished", 0, [("chat", False)], 2)
+    assert {each.delivery.id for each in fetched} == {one, two}
+    broker.sweep()
+    assert {bury(broker), bury(broker)} == {one, two}
+    assert counter(broker, "submitted") == 2
+    mended = message.write("tasks.chat", one, "chat", 0, {"message": "hello"})
+    assert deadletters.edit(broker, letter(broker, one), text=mended) == "edited"
+    deadletters.replay(broker, one)
+    assert bury(broker) == one
+    assert letter(broker, one).task == "tasks.chat"
+    assert not list(broker.redis.scan_iter("forebay:nameless:*"))

@@ -16,12 +16,8 @@ from worker.policy import load as load_policy
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
-dead = typer.Typer(no_args_is_help=True, help="Look at dead letters: jobs that will not run again.")
-
-
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
-    app.add_typer(dead, name="dead")
     app.command()(job)
     app.command()(cancel)
     app.command()(queues)
@@ -111,16 +107,3 @@ def config(as_json_: AsJson = False) -> None:
         as_json([vars(setting) for setting in settings])
         return
     table("Configuration", ("key", "value", "from"), [(each.key, str(each.value), each.source) for each in settings])
-
-
-@dead.command("list")
-def list_dead(
-    most: Annotated[int, typer.Option(help="At most so many, the newest first.", min=1)] = 50, as_json_: AsJson = False
-) -> None:
-    """Show the newest dead letters: when, queue, reason and error. `./forebay job ID` shows one whole."""
-    letters = overview.dead(broker.connect(), most)
-    if as_json_:
-        as_json(letters)
-        return
-    columns = ("id", "queue", "task", "died", "reason", "error")
-    table("Dead letters", columns, [tuple(letter[column][:200] for column in columns) for letter in letters])

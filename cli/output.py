@@ -3,12 +3,13 @@
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 #: A pipe or a file has no width; what is too narrow there cannot be read or copied from.
 WIDE = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 200
@@ -18,8 +19,19 @@ err = Console(stderr=True, highlight=False)
 
 
 def as_json(value: Any) -> None:
-    """Print one JSON document."""
-    print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+    """Print one JSON document. What a terminal might obey is escaped, which JSON can do with any character."""
+    document = json.dumps(value, ensure_ascii=False, indent=2, default=str)
+    print(lines(document, escape=lambda each: json.dumps(each)[1:-1]))
+
+
+def one_line(text: str) -> str:
+    """Return text from elsewhere with an escape for whatever breaks a line or a terminal; odd bytes are shown too."""
+    return lines(text).replace("\n", "\\n")
+
+
+def lines(text: str, escape: Callable[[str], str] = lambda each: repr(each)[1:-1]) -> str:
+    """Do as `one_line`, but keep the line breaks."""
+    return text.translate({ord(each): escape(each) for each in set(text) if not each.isprintable() and each != "\n"})
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -30,7 +42,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
         numeric = all(row[number].replace(",", "").replace(".", "").lstrip("-").isdigit() for row in cells)
         drawn.add_column(name, justify="right" if cells and numeric else "left", overflow="fold", no_wrap=number == 0)
     for row in cells:
-        drawn.add_row(*row)
+        drawn.add_row(*(Text(cell) for cell in row))  # as text: an error's "[/]" is no markup
     out.print(drawn)
 
 
@@ -47,4 +59,4 @@ def progress() -> Progress:
 
 
 def _cell(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else lines(str(value))

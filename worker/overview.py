@@ -1,7 +1,6 @@
 """Look at queues and workers as they are now, from the broker alone."""
 
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from worker.broker import Broker
@@ -88,23 +87,6 @@ def workers(broker: Broker) -> list[WorkerState]:
             names = [name for name in about.get("queues", "").split(",") if name]
             states.append(WorkerState(about["node"], int(about["pid"]), names, held, until - now))
     return sorted(states, key=lambda state: (state.node, state.pid))
-
-
-def dead(broker: Broker, most: int) -> list[dict[str, str]]:
-    """Return the newest dead letters, each with id, queue, task, died (ISO 8601), reason and error."""
-    found = broker.redis.zrange(broker.keys.dead(), 0, most - 1, desc=True, withscores=True)
-    fields = ("queue", "task", "reason", "error")
-    pipeline = broker.redis.pipeline(transaction=False)
-    for job_id, _ in found:
-        pipeline.hmget(broker.keys.job(job_id.decode()), *fields)
-    return [
-        {
-            "id": job_id.decode(),
-            "died": datetime.fromtimestamp(died, UTC).isoformat(timespec="seconds"),
-            **{name: (value or b"").decode("utf-8", "replace") for name, value in zip(fields, values, strict=True)},
-        }
-        for (job_id, died), values in zip(found, pipeline.execute(), strict=True)
-    ]
 
 
 def _started(broker: Broker, job_ids: list[str]) -> int:

@@ -1,10 +1,15 @@
-"""Dead letters: found, edited, replayed and purged."""
+"""Dead letters: found, edited, replayed and purged, by function and by command."""
 
+import io
 import json
+import shlex
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cli.app import main
 from tasks import Embedding, Job, enqueue
 from tests.eventually import eventually
 from tests.workers import Workers
@@ -12,6 +17,37 @@ from worker import deadletters, message
 from worker.broker import Broker, Submission
 from worker.errors import JobRefused
 from worker.letter import Filter, Letter
+
+ODD = b'{"headers": {"id": "odd \xff\x1b[2J"}, "properties": {}}'
+
+
+class Cli:
+    """Run `./forebay dead` in this process, which takes milliseconds; nobody answers its questions."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.capsys = capsys
+        self.monkeypatch = monkeypatch
+
+    def __call__(self, *arguments: str, code: int = 0, editor: str = "false") -> str:
+        """Run a command, hold it to its exit code, and return what it printed."""
+        self.monkeypatch.setattr("sys.argv", ["forebay", "dead", *arguments])
+        self.monkeypatch.setattr("sys.stdin", io.StringIO())
+        self.monkeypatch.setenv("VISUAL", editor)
+        try:
+            ended = main()
+        except SystemExit as exit_:
+            ended = int(exit_.code or 0)
+        said = self.capsys.readouterr()
+        assert ended == code, said
+        return said.out + said.err
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self(*arguments, "--json"))
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    return Cli(capsys, monkeypatch)
 
 
 def die(broker: Broker, job_id: str = "a", queue: str = "chat", reason: str = "failed", **more: Any) -> None:
@@ -228,3 +264,54 @@ def test_a_message_that_names_no_job_keeps_its_job_when_it_comes_back(broker: Br
     assert bury(broker) == one
     assert letter(broker, one).task == "tasks.chat"
     assert not list(broker.redis.scan_iter("forebay:nameless:*"))
+
+
+def test_a_letter_is_shown_edited_replayed_and_purged_by_command(cli: Cli, broker: Broker, tmp_path: Path) -> None:
+    die(broker, "a")
+    die(broker, "b", "embedding", "time limit")
+    age(broker, "b", 3)
+    assert [each["id"] for each in cli.json("list", "--older-than", "2d")] == ["b"]
+    assert "ValueError: [/no] 7" in cli("list", "--queue", "chat")
+    assert "no dead letter matches" in cli("list", "--newer-than", "0s", code=1)
+    assert [(each["count"], each["example"]["id"]) for each in cli.json("groups")] == [(1, "a"), (1, "b")]
+    assert "time limit" in cli("groups")
+    shown = cli("show", "a")
+    assert "in body" in shown
+    assert "8 characters" in shown
+    assert "a secret" not in shown + cli("show", "a", "--json")
+    assert cli.json("show", "a", "--payload")["payload"]["message"] == "a secret"
+    assert "is not a dead letter" in cli("show", "none", code=1)
+
+    new = tmp_path / "new.json"
+    new.write_text('{"message": "", "conversation": "c"}', encoding="utf-8")
+    assert "message: '' must hold" in cli("edit", "a", "--from", str(new), code=1)
+    replace = (
+        "import pathlib, sys; f = pathlib.Path(sys.argv[1]); f.write_text(f.read_text().replace('a sec', 'no sec'))"
+    )
+    assert "is edited" in cli("edit", "a", editor=shlex.join([sys.executable, "-c", replace]))
+    assert (letter(broker, "a").payload or {})["message"] == "no secret"
+    assert "nothing is changed" in cli("edit", "a", editor="true")
+    assert "ended with 1" in cli("edit", "a", editor="false", code=1)
+
+    assert "1 dead letters would be replayed" in cli("replay", "--dry-run", "--queue", "chat")
+    assert "1 dead letters replayed" in cli("replay", "--all", "--queue", "chat", "--rate", "100")
+    assert "is queued, not a dead letter" in cli("replay", "a", code=1)
+    assert "no dead letter matches" in cli("replay", "--all", "--queue", "chat", code=1)
+    assert "Delete what 1 dead letters carry?" in cli("purge", "--all", code=1), "nobody said yes"
+    assert cli.json("purge", "b", "--yes") == {"dry_run": False, "jobs": {"b": "purged"}}
+    for wrong in (["replay"], ["replay", "a", "--all"], ["purge", "--queue", "chat"], ["list", "--older-than", "soon"]):
+        cli(*wrong, code=2)
+
+
+def test_a_letter_whose_id_could_break_a_terminal_is_in_reach(cli: Cli, broker: Broker) -> None:
+    broker.redis.lpush("chat", ODD, ODD.replace(b"odd", b"x" * 5000))
+    job_id, shown_as = "odd \udcff\x1b[2J", r"odd \udcff\x1b[2J"
+    assert bury(broker) == job_id
+    bury(broker)
+    assert shown_as in cli("list")
+    assert "\x1b" not in cli("list") + cli("list", "--json") + cli("show", shown_as, "--payload")
+    assert cli.json("list")[1]["id"] == job_id
+    assert "replayed" in cli("replay", shown_as)
+    assert broker.redis.lindex("chat", 0) == ODD
+    assert bury(broker) == job_id
+    assert "2 dead letters purged" in cli("purge", "--all", "--yes")

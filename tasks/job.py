@@ -19,6 +19,8 @@ STATUS = {
     "cancelled": "REVOKED",
     "expired": "REVOKED",
 }
+#: Fields that a record is not shown with: what the job carries, and what `./forebay dead show` is for.
+HIDDEN = frozenset({b"message", b"history", b"follows"})
 ENDED = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
 POLL_S = (0.005, 0.1)
 
@@ -44,7 +46,7 @@ class Job:
             raise UnknownJob(
                 f"job {self.id!r} is not known; it was never accepted, or its record is past retention.record_s"
             )
-        return {name.decode(): value.decode("utf-8", "replace") for name, value in pairs.items() if name != b"message"}
+        return {name.decode(): value.decode("utf-8", "replace") for name, value in pairs.items() if name not in HIDDEN}
 
     @property
     def status(self) -> str:

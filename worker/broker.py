@@ -284,6 +284,7 @@ def client_of(channel: Channel) -> redis.Redis:
 
     pool = channel._get_pool()
     pool.connection_kwargs["socket_timeout"] = SOCKET_TIMEOUT_S
+    pool.connection_kwargs["encoding_errors"] = "surrogateescape"  # a job's id may hold any bytes
     pool.max_connections = 2**16  # one a thread; the pool opens what is needed and no more
     return redis.Redis(connection_pool=pool)
 

@@ -17,10 +17,14 @@ from uuid import uuid4
 
 from redis.exceptions import RedisError
 
+from worker import deadletters
 from worker.broker import Broker, Delivery
 from worker.policy import load as load_policy
 
 logger = logging.getLogger(__name__)
+
+#: How often a process looks for dead letters past their retention.
+EXPIRE_EVERY_S = 60.0
 
 Settle = Callable[[Broker, Delivery], str]
 #: Gets ``cancel`` or ``wedged`` and a job's id.
@@ -82,6 +86,7 @@ class Lease:
         # have been away for longer than any lease. So may it have been before a process that is new.
         renewed = monotonic()
         may_sweep_at = renewed + 2 * self.renew_every_s
+        expire_at = renewed
         nap_s = 0.0
         while not self._stopped:
             self._woken.wait(nap_s)
@@ -98,6 +103,9 @@ class Lease:
                 self._settle_again()
                 if now >= may_sweep_at:
                     nap_s = self._sweep()
+                if now >= expire_at:
+                    expire_at = now + EXPIRE_EVERY_S
+                    deadletters.expire(self.broker, load_policy().retention.dead_s)
             except RedisError as error:
                 logger.warning("lease of %s not renewed, will be repeated: %s", self.owner, error)
             except Exception:  # the thread must outlive whatever it meets, or every job here is run again elsewhere

@@ -62,7 +62,7 @@ def queues(broker: Broker, policy: Policy) -> list[QueueState]:
                 pending,
                 int(delayed),
                 len(leased),
-                _started(broker, [job.decode() for job in leased]),
+                _started(broker, [job.decode("utf-8", "surrogateescape") for job in leased]),
                 [holder.node for holder in holders if name in holder.queues],
                 {key.decode(): int(value) for key, value in sorted(counters.items())},
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -67,6 +68,8 @@ class Call:
     def _shut(self) -> None:
         if self._line is not None:
             with contextlib.suppress(OSError):  # the other side was faster
+                # Reset at its close: one half closed may be taken for a caller that still reads.
+                self._line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self._line.shutdown(socket.SHUT_RDWR)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 from tenacity import (
@@ -33,6 +33,8 @@ if TYPE_CHECKING:  # half a second to import: lanes that call no provider do wit
     import openai
     from openai.types.chat import ChatCompletionChunk
     from openai.types.chat.chat_completion_chunk import ChoiceDeltaToolCall
+
+    Send: TypeAlias = Callable[[openai.OpenAI, openai.Timeout], "T"]
 
 logger = logging.getLogger(__name__)
 
@@ -124,8 +126,8 @@ def chat(
     given |= {"model": model or default_model("chat"), "messages": list(messages)}
     given |= {"stream": True, "stream_options": {"include_usage": True}}
 
-    def send(timeout: openai.Timeout) -> Completion:
-        with _client().chat.completions.create(**given, timeout=timeout) as stream:
+    def send(client: openai.OpenAI, timeout: openai.Timeout) -> Completion:
+        with client.chat.completions.create(**given, timeout=timeout) as stream:
             return _assembled(stream, messages)
 
     return _ask(send, timeout_s, job_id)
@@ -135,8 +137,8 @@ def embed(texts: Sequence[str], *, timeout_s: float, model: str | None = None) -
     """Turn texts into vectors in one call. Raises `ProviderError`, also when an answer does not fit the inputs."""
     named = model or default_model("embedding")
 
-    def send(timeout: openai.Timeout) -> Vectors:
-        reply = _client().embeddings.create(model=named, input=list(texts), timeout=timeout)
+    def send(client: openai.OpenAI, timeout: openai.Timeout) -> Vectors:
+        reply = client.embeddings.create(model=named, input=list(texts), timeout=timeout)
         vectors = [item.embedding for item in sorted(reply.data, key=lambda item: item.index)]
         if len(vectors) != len(texts) or len({len(vector) for vector in vectors}) > 1:
             raise ProviderAway(
@@ -159,11 +161,13 @@ def default_model(kind: str) -> str:
     return DEFAULT_MODELS[host][kind == "embedding"]
 
 
-def _ask(send: Callable[[openai.Timeout], T], limit_s: float, job_id: str = "") -> T:
+def _ask(send: Send[T], limit_s: float, job_id: str = "") -> T:
     """Make one call: up to 3 tries, 2 to 10 s apart, for what a moment heals, all within the limit.
 
     Longer trouble is the queue's retry policy's.
     """
+    with _sorted_errors():
+        client = _client()  # the first one takes a second to import and make, which is no part of the call
     with limited(limit_s, job_id) as call:
         tries = Retrying(
             retry=retry_if_exception_type(ProviderAway),
@@ -173,18 +177,18 @@ def _ask(send: Callable[[openai.Timeout], T], limit_s: float, job_id: str = "") 
             before_sleep=before_sleep_log(logger, logging.WARNING),
             reraise=True,
         )
-        answer: T = tries(_try, send, call)
+        answer: T = tries(_try, send, client, call)
         return answer
 
 
-def _try(send: Callable[[openai.Timeout], T], call: Call) -> T:
+def _try(send: Send[T], client: openai.OpenAI, call: Call) -> T:
     import openai
 
     try:
         if call.over.is_set():
             raise ProviderAway("not asked")
         with _sorted_errors():
-            return send(openai.Timeout(call.left_s, connect=min(call.left_s, CONNECT_S)))
+            return send(client, openai.Timeout(None, connect=min(call.left_s, CONNECT_S)))
     except ProviderError as error:
         if call.cancelled:
             raise Cancelled("the job was cancelled while it asked the provider") from error

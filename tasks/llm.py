@@ -276,7 +276,7 @@ def _sorted_errors() -> Iterator[None]:
             raise ProviderAway(f"the provider failed with status {error.status_code}: {error}") from error
         raise ProviderRejected(f"the provider refused with status {error.status_code}: {error}") from error
     except openai.APIConnectionError as error:  # includes timeouts
-        raise ProviderAway(f"no answer from the provider: {error}") from error
+        raise ProviderAway(f"no answer from the provider: {error.__cause__ or error}") from error
     except UnicodeEncodeError as error:  # half of a surrogate pair is valid JSON and no text
         raise ProviderRejected(f"the request is not valid Unicode: {error}") from error
     except (openai.APIError, ValueError, TypeError, AttributeError) as error:  # not what the protocol says

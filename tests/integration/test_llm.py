@@ -25,7 +25,7 @@ def part(finish_reason: str | None = None, **delta: Any) -> bytes:
 
 
 class Provider:
-    """A server that says to each connection what it was told to, and then closes it, repeats itself or is silent."""
+    """A server that says to each connection what it was told to, and then ends, repeats itself or is silent."""
 
     def __init__(self) -> None:
         self.says: list[bytes] = []
@@ -50,9 +50,10 @@ class Provider:
                 connection.sendall(said)
             while self.then == "repetition":
                 connection.sendall(self.says[-1])
-            if self.then == "silence":
-                while connection.recv(65536):
-                    pass
+            if self.then == "end":
+                connection.shutdown(socket.SHUT_WR)
+            while connection.recv(65536):
+                pass
         self.left += 1
 
 

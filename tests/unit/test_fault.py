@@ -21,7 +21,7 @@ from worker.outcome import Fault
         (TextError("holds NUL"), Fault.FATAL),
         (OperationalError("no broker for a task that sends others"), Fault.AWAY),
         (BrokerUnavailable("no broker"), Fault.AWAY),
-        (QueueFull("queue", "chat", "holds 5 jobs"), Fault.AWAY),
+        (QueueFull("chat", 5, 5, None), Fault.AWAY),
         (JobRefused("text", "", "is empty"), Fault.FATAL),
         (ValueError("a bug"), Fault.FATAL),
     ],

@@ -148,6 +148,7 @@ class Lease:
         """End the lease: settle what can be settled, give back the rest."""
         if self.owner.split(":")[-2] != str(os.getpid()):  # a forked child inherits the handler, not the lease
             return
+        atexit.unregister(self.leave)
         self._stopped = True
         self._woken.set()
         try:

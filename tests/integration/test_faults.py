@@ -23,7 +23,7 @@ def rows(table: str) -> int:
         return int(session.execute(text(f"SELECT count(*) FROM {table}")).scalar_one())
 
 
-def test_kill_after_kill_of_a_loaded_worker_lose_and_double_nothing(workers: Workers, broker: Broker) -> None:
+def test_kill_after_kill_of_a_loaded_worker_loses_and_doubles_nothing(workers: Workers, broker: Broker) -> None:
     dice = random.Random(SEED)
     payloads = [[number, f"row {number}"] for number in range(12_000)]
     group = enqueue.bulk_insert("unicode_characters", payloads, columns=["codepoint", "name"])

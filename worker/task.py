@@ -71,6 +71,11 @@ class Job(Task):  # type: ignore[misc]
     Request = "worker.request:Request"
     resultrepr_maxsize = 1  # results hold answers: events, Flower and logs show only their kind
 
+    @classmethod
+    def on_bound(cls, app: Any) -> None:
+        """Acknowledge late, whatever the task says: before it has run, a job would be lost with its worker."""
+        cls.acks_late = True
+
     @property
     def lane(self) -> Queue | None:
         """The declared queue that this run came through, or else the one that declares this task, or None."""

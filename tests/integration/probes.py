@@ -17,6 +17,11 @@ def add(a: int, b: int) -> int:
     return a + b
 
 
+@app.task(name="probe.early", acks_late=False, ignore_result=False)
+def early(a: int) -> int:
+    return a
+
+
 @app.task(name="probe.fail")
 def fail() -> None:
     raise ValueError("this task always fails")

@@ -15,6 +15,7 @@ def test_celerys_own_workflows_run(workers: Workers, broker: Broker, pool: str) 
     workers.probes(pool)
     assert probes.retry.apply_async().get(timeout=60) == 2
     assert probes.replace.apply_async().get(timeout=60) == 42
+    assert probes.early.apply_async((5,)).get(timeout=60) == 5
     assert probes.replace_by_chain.apply_async().get(timeout=60) == 6
     assert chain(probes.add.s(1, 2), probes.add.s(3)).apply_async().get(timeout=60) == 6
     assert group(probes.add.s(number, 1) for number in range(10)).apply_async().get(timeout=60) == list(range(1, 11))

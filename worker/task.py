@@ -72,7 +72,7 @@ class Job(Task):  # type: ignore[misc]
     resultrepr_maxsize = 1  # results hold answers: events, Flower and logs show only their kind
 
     @classmethod
-    def on_bound(cls, app: Any) -> None:
+    def on_bound(cls, _app: Any) -> None:
         """Acknowledge late, whatever the task says: before it has run, a job would be lost with its worker."""
         cls.acks_late = True
 

@@ -6,12 +6,18 @@ from celery import Celery, concurrency
 from celery.signals import celeryd_init, worker_process_init, worker_shutting_down
 
 from worker import draining
-from worker.children import die_with_parent
+from worker.children import die_with_parent, outlive_signals
 
 app = Celery("forebay", task_cls="worker.task:Job")
 app.config_from_object("celeryconfig")
+app.loader.override_backends = {
+    "redis": "worker.results:RedisBackend",
+    "rediss": "worker.results:RedisBackend",
+    "sentinel": "worker.results:SentinelBackend",
+}
 concurrency.ALIASES.update(threads="worker.threads:TaskPool", prefork="worker.prefork:TaskPool")
 worker_process_init.connect(die_with_parent)
+worker_process_init.connect(outlive_signals)
 worker_shutting_down.connect(draining.begin)
 
 

@@ -152,7 +152,9 @@ def answers(task: BatchJob, jobs: Sequence[tuple[str, dict[str, Any]]]) -> list[
         if len(given) != len(jobs):
             raise RuntimeError(f"{task.name} gave {len(given)} answers to {len(jobs)} jobs")
     except (SystemExit, KeyboardInterrupt, MemoryError) as error:
-        given = [BodyFailed(f"the batch broke off: {error!r}")] * len(jobs)
+        if len(jobs) > 1:  # one of them is to blame
+            return [answers(task, [job])[0] for job in jobs]
+        given = [BodyFailed(f"the run broke off: {error!r}")]
     except Exception as error:
         given = [error] * len(jobs)
     return [[answer] for answer in given]

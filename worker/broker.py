@@ -181,7 +181,7 @@ class Broker:
     def start_batch(self, queue: str, deliveries: Sequence[Delivery]) -> list[str]:
         """Note that the deliveries of one batch began to run; count the batch."""
         pipeline = self._of_batch("start", deliveries)
-        pipeline.hincrby(self.keys.stats(queue), "batches", 1)
+        self.scripts["tally"](args=[self.keys.prefix, queue, "batches"], client=pipeline)
         return [_text(reply) for reply in pipeline.execute()[:-1]]
 
     def confirm_batch(self, deliveries: Sequence[Delivery]) -> list[str]:
@@ -220,10 +220,13 @@ class Broker:
         """Cancel a job: it is not started, or its worker breaks it off. Return its state before, empty if unknown."""
         return _text(self.run("cancel", job_id))
 
-    def renew(self, owner: str, lease_s: float, about: dict[str, str]) -> list[tuple[str, str]]:
-        """Renew an owner's lease. Return what was said to it since: (``cancel`` or ``wedged``, job id) each."""
+    def renew(self, owner: str, lease_s: float, about: dict[str, str], heard: int = 0) -> list[tuple[str, str]]:
+        """Renew an owner's lease. Return what was said to it: (``cancel`` or ``wedged``, job id) each.
+
+        ``heard``: how much of it the last renewal brought; it is told again until then, as a reply may be lost.
+        """
         pairs = [text for pair in about.items() for text in pair]
-        lines = [_text(line).partition(" ") for line in self.run("renew", owner, lease_s, *pairs)]
+        lines = [_text(line).partition(" ") for line in self.run("renew", owner, lease_s, heard, *pairs)]
         return [(what, job_id) for what, _, job_id in lines]
 
     def leave(self, owner: str) -> int:
@@ -235,17 +238,17 @@ class Broker:
             if not left:
                 return given_back
 
-    def sweep(self, most: int = 1000) -> tuple[int, float | None]:
+    def sweep(self, most: int = 1000) -> tuple[int, float | None, list[str]]:
         """Rescue jobs from owners with an ended lease and from hung runs.
 
-        Return how many, and in how many seconds the next lease ends (None: nobody holds one).
+        Return how many, in how many seconds the next lease ends (None: nobody holds one), and which jobs it buried.
         """
         policies: list[str | float] = []
         for queue in load_policy().queues.values():
             policies += [queue.name, queue.max_orphaned, queue.retry.backoff_s, queue.retry.backoff_max_s]
             policies.append(queue.wedged_after_s)
-        rescued, next_end = self.run("sweep", most, *policies)
-        return int(rescued), float(next_end) if next_end else None
+        rescued, next_end, *buried = self.run("sweep", most, *policies)
+        return int(rescued), float(next_end) if next_end else None, [_text(job_id) for job_id in buried]
 
 
 def connect(url: str | None = None) -> Broker:

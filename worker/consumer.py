@@ -1,6 +1,7 @@
 """Bury every message that Celery would drop, acknowledge or die on before a task runs."""
 
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,10 @@ from celery.exceptions import NotRegistered
 from celery.worker import consumer
 from redis.exceptions import RedisError
 
+from worker import draining
+from worker.errors import JobFailed
 from worker.request import heed
+from worker.task import Job
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +23,10 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]
 
     Celery's own handlers are not called: they log the whole message, and what a job carries stays out of logs.
     """
+
+    def stop(self) -> None:
+        draining.begin()  # a remote shutdown sends no signal
+        super().stop()
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         _bury(message, "undecodable", exc)
@@ -39,10 +47,21 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]
         _bury(message, "invalid task", exc)
         signals.task_rejected.send(sender=self, message=message, exc=exc)
 
+    def _heed(self, what: str, job_id: str) -> None:
+        if what == "buried":
+            self.app.backend.store_result(job_id, JobFailed(job_id, "dead", "its worker vanished or hung"), "FAILURE")
+        else:
+            heed(self.pool, what, job_id)
+
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
         """Return Celery's handler, guarded: other faults of a message would end this worker, and the next one too."""
         handle = super().create_task_handler(*args, **kwargs)
-        self.task_consumer.channel.lease.listen(lambda what, job_id: heed(self.pool, what, job_id))
+        strangers = [name for name, task in self.app.tasks.items() if not isinstance(task, Job)]
+        if strangers:
+            sys.exit(
+                f"{', '.join(sorted(strangers))}: give no base, or one that is a worker.task.Job: others lose jobs"
+            )
+        self.task_consumer.channel.lease.listen(self._heed)
 
         def guarded(message: Any) -> Any:
             try:

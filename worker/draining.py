@@ -15,12 +15,14 @@ from contextlib import suppress
 from typing import Any
 
 import psutil
-from celery.worker import state
 
 from worker import lease
 from worker.policy import load as load_policy
 
 logger = logging.getLogger(__name__)
+
+#: How long giving back may take after the grace.
+GIVE_BACK_S = 10.0
 
 _begun = threading.Event()
 
@@ -34,15 +36,20 @@ def begin(then: Callable[[], None] | None = None, **_: Any) -> None:
 
 def _run(then: Callable[[], None]) -> None:
     threading.Event().wait(_grace_s())
-    left = [request for request in list(state.active_requests) if not request.acknowledged]
-    logger.warning("the grace is over: %d running jobs are given back, and the process ends", len(left))
-    for child in psutil.Process().children():
-        with suppress(psutil.NoSuchProcess):
-            child.send_signal(signal.SIGKILL)
-    for request in left:
-        request.give_back()
-    lease.leave_all()
-    then()
+    # whatever hangs below, the process ends: what it cannot give back comes back with its lease
+    hard = threading.Timer(GIVE_BACK_S, os._exit, (os.EX_SOFTWARE,))
+    hard.daemon = True
+    hard.start()
+    try:
+        logger.warning("the grace is over: running jobs are given back, and the process ends")
+        for child in psutil.Process().children():
+            with suppress(psutil.NoSuchProcess):
+                child.send_signal(signal.SIGKILL)
+        lease.leave_all()
+        then()
+    except BaseException:
+        logger.exception("the process could not end in order")
+        os._exit(os.EX_SOFTWARE)
 
 
 def _grace_s() -> float:

@@ -10,6 +10,7 @@ local owner, lease_s, most, number = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4
 local now = clock()
 local next_due
 local fetched = {}
+local RESERVED_S = 30
 local FULL = {'0.25', '1'} -- this owner waits to be empty, or for the one job that it runs alone
 
 local function note_due(set)
@@ -72,9 +73,16 @@ local function alone(queue)
     return false
   end
   local empty = redis.call('SCARD', key.held(owner)) == 0
-  local by = redis.call('GET', key.reserved(queue))
-  if not empty and by and by ~= owner then return false end
-  redis.call('SET', key.reserved(queue), owner, 'EX', 5)
+  if not empty then
+    local by = redis.call('GET', key.reserved(queue))
+    if by then return by == owner end
+    -- who could not empty itself in time lets others try
+    local tried = redis.call('HGET', key.owner(owner), 'reserved_at')
+    if tried and tonumber(tried) > now - 4 * RESERVED_S then return false end
+    redis.call('HSET', key.owner(owner), 'reserved_at', exact(now))
+    redis.call('EXPIRE', key.owner(owner), 3600)
+  end
+  redis.call('SET', key.reserved(queue), owner, 'EX', RESERVED_S)
   if empty then
     redis.call('ZREM', key.alone(queue), id)
     redis.call('HSET', key.owner(owner), 'alone', id)

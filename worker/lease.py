@@ -12,10 +12,13 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable
+from queue import SimpleQueue
 from time import monotonic
 from uuid import uuid4
 
+from redis.exceptions import ConnectionError as NotConnected
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as NoAnswer
 
 from worker import deadletters
 from worker.broker import Broker, Delivery
@@ -27,7 +30,7 @@ logger = logging.getLogger(__name__)
 EXPIRE_EVERY_S = 60.0
 
 Settle = Callable[[Broker, Delivery], str]
-#: Gets ``cancel`` or ``wedged`` and a job's id.
+#: Gets ``cancel``, ``wedged`` or ``buried`` and a job's id.
 Listener = Callable[[str, str], None]
 
 
@@ -45,6 +48,8 @@ class Lease:
         self._settling = threading.Lock()
         self._lost: deque[int] = deque()
         self._listener: Listener | None = None
+        self._heard = 0
+        self._mail: SimpleQueue[tuple[str, str]] = SimpleQueue()
         self._woken = threading.Event()
         self._stopped = False
         self._thread: threading.Thread | None = None
@@ -61,7 +66,12 @@ class Lease:
                     atexit.register(self.leave)
 
     def listen(self, listener: Listener) -> None:
-        """Pass on what is said to this owner: jobs that were cancelled or taken away while they run here."""
+        """Pass on what is said to this owner: jobs that were cancelled or taken away while they run here.
+
+        The listener is called in a thread of its own: what it does may take its time, and renewals may not.
+        """
+        if self._listener is None:
+            threading.Thread(target=self._read_mail, name="forebay-mail", daemon=True).start()
         self._listener = listener
 
     def settle(self, delivery: Delivery, settle: Settle) -> None:
@@ -93,12 +103,14 @@ class Lease:
             self._woken.clear()
             nap_s = self.renew_every_s
             try:
-                said = self.broker.renew(self.owner, self.duration_s, self._about())
+                said = self.broker.renew(self.owner, self.duration_s, self._about(), self._heard)
+                self._heard = len(said)
                 now = monotonic()
                 if now - renewed > self.duration_s:
                     may_sweep_at = now + self.duration_s
                 renewed = now
-                self._pass_on(said)
+                for line in said:
+                    self._mail.put(line)
                 self._reclaim()
                 self._settle_again()
                 if now >= may_sweep_at:
@@ -113,15 +125,21 @@ class Lease:
 
     def _sweep(self) -> float:
         """Rescue what others left; return when to look again: no later than the next lease ends."""
-        rescued, next_end_s = self.broker.sweep()
+        rescued, next_end_s, buried = self.broker.sweep()
+        for job_id in buried:
+            self._mail.put(("buried", job_id))
         if rescued:
             logger.warning("rescued %d jobs from workers that vanished or hang", rescued)
         return min(self.renew_every_s, self.renew_every_s if next_end_s is None else max(0.05, next_end_s))
 
-    def _pass_on(self, said: list[tuple[str, str]]) -> None:
-        for what, job_id in said:
-            if self._listener:
-                self._listener(what, job_id)
+    def _read_mail(self) -> None:
+        while True:
+            what, job_id = self._mail.get()
+            try:
+                if self._listener:
+                    self._listener(what, job_id)
+            except Exception:
+                logger.exception("%s of job %s could not be followed", what, job_id)
 
     def _reclaim(self) -> None:
         while self._lost:
@@ -136,9 +154,12 @@ class Lease:
                 delivery, settle = self._unsettled.popleft()
                 try:
                     settle(self.broker, delivery)
-                except BaseException:
-                    self._unsettled.append((delivery, settle))  # behind the others, which may fare better
+                except (NotConnected, NoAnswer):
+                    self._unsettled.append((delivery, settle))
                     raise
+                except Exception as error:
+                    self._unsettled.append((delivery, settle))  # behind the others, which may fare better
+                    logger.warning("job %s cannot be settled yet, will be repeated: %s", delivery.id, error)
 
     def _about(self) -> dict[str, str]:
         node = os.environ.get("FOREBAY_NODE") or socket.gethostname()

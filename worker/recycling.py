@@ -40,7 +40,8 @@ class Recycler:
 
     def start_anew(self) -> None:
         """Replace this process by a fresh one of the same command."""
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(os.EX_OK))  # Celery's own handler has nobody left to tell
+        if threading.current_thread() is threading.main_thread():  # Celery's own handler has nobody left to tell
+            signal.signal(signal.SIGTERM, lambda *_: os._exit(os.EX_OK))
         if self._asked.is_set():
             os._exit(os.EX_OK)
         lease.leave_all()  # execv runs no exit handlers

@@ -76,8 +76,8 @@ class Request(request.Request):  # type: ignore[misc]
         self._ending = True
         if isinstance(pool, prefork.TaskPool):
             super().terminate(pool, signal)
-        else:
-            cancellation.cancel(self.id)
+        elif not cancellation.cancel(self.id):  # it has yet to start, and will not
+            self._message.channel.lease.broker.cancel(self.id)
 
     # What Celery says of the end.
 
@@ -115,6 +115,8 @@ class Request(request.Request):  # type: ignore[misc]
                 return self._settle
             case TimeLimitExceeded():
                 return _bury("time limit", str(error), "")
+            case WorkerLostError() if state.should_stop is not None or state.should_terminate is not None:
+                return Broker.release  # whoever stops the worker may end its children too
             case WorkerLostError() | SystemExit() | KeyboardInterrupt():
                 return self._settle if self._success_was_stored() else self._after_loss(error, traceback)
             case _:
@@ -195,16 +197,18 @@ wedged: list[str] = []
 
 def heed(pool: BasePool, what: str, job_id: str) -> None:
     """Do what the broker says of a job that this worker has: break off one that was cancelled, let go of a hung one."""
-    for running in list(state.active_requests):
-        if running.id == job_id and what == "cancel":
-            logger.info("job %s was cancelled and is broken off", job_id)
-            running.terminate(pool, "KILL")
-        elif running.id == job_id:
-            logger.error("job %s ran for longer than wedged_after_s and was given up", job_id)
-            if isinstance(pool, prefork.TaskPool):
-                pool.terminate_job(running.worker_pid, SIGKILL)
-            else:
-                wedged.append(job_id)
+    running = state.requests.get(job_id)
+    if running is None:
+        return
+    if what == "cancel":
+        logger.info("job %s was cancelled and is broken off", job_id)
+        running.terminate(pool, "KILL")
+        return
+    logger.error("job %s ran for longer than wedged_after_s and was given up", job_id)
+    if not isinstance(pool, prefork.TaskPool):
+        wedged.append(job_id)
+    elif running.worker_pid:
+        pool.terminate_job(running.worker_pid, SIGKILL)
 
 
 def _nothing(_broker: Broker, _delivery: Delivery) -> str:

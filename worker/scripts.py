@@ -33,12 +33,17 @@ DRAINING = frozenset(
         "reclaim",
         "leave",
         "sweep",
+        "bind",
+        "tally",
+        "publish",
         "replay",
         "purge",
         "edit",
     }
 )
 NAMES = DRAINING | {"accept"}
+#: What a running job publishes is accepted also when Redis is out of memory: it would not end otherwise.
+SAME = {"publish": "accept"}
 
 
 @cache
@@ -55,7 +60,7 @@ def load(client: redis.Redis) -> dict[str, Script]:
 
 
 def _read(name: str) -> str:
-    return (FOLDER / f"{name}.lua").read_text(encoding="utf-8")
+    return (FOLDER / f"{SAME.get(name, name)}.lua").read_text(encoding="utf-8")
 
 
 def _table(steps: tuple[int, ...]) -> str:

@@ -2,12 +2,14 @@
 -- KEYS none
 -- ARGV   1 prefix  2 how many jobs at most  3... for each queue: its name, max_orphaned, backoff_s, backoff_max_s,
 --        wedged_after_s
--- RETURNS {how many jobs were rescued, seconds until the next lease ends as text, '' when there is none}
+-- RETURNS {how many jobs were rescued, seconds until the next lease ends as text, '' when there is none,
+--        ids of the jobs that were buried...}
 -- Only a job that had started counts as orphaned. The first time it goes back to the head; then it waits, and runs alone
 -- in a process that holds nothing else; at its queue's limit it is dead: it is what kills the workers.
 local most, rescued = tonumber(ARGV[2]), 0
 local now = clock()
 local policies = {}
+local buried = {}
 for i = 3, #ARGV, 5 do
   policies[ARGV[i]] = {limit = tonumber(ARGV[i + 1]), backoff_s = tonumber(ARGV[i + 2]),
     backoff_max_s = tonumber(ARGV[i + 3]), wedged_after_s = tonumber(ARGV[i + 4])}
@@ -18,6 +20,7 @@ local function orphan(id, queue)
   local policy = policies[queue] or UNDECLARED
   local times = redis.call('HINCRBY', key.job(id), 'orphaned', 1)
   if times >= policy.limit then
+    buried[#buried + 1] = id
     local task = redis.call('HGET', key.job(id), 'task') or ''
     bury(id, queue, 'poison', 'its worker vanished or hung ' .. times .. ' times while it ran', '',
       string.sub(redis.sha1hex('poison ' .. task), 1, 12))
@@ -62,4 +65,4 @@ for queue, policy in pairs(policies) do
 end
 
 local first = redis.call('ZRANGE', key.owners(), 0, 0, 'WITHSCORES')
-return {rescued, first[2] and exact(math.max(0, tonumber(first[2]) - now)) or ''}
+return {rescued, first[2] and exact(math.max(0, tonumber(first[2]) - now)) or '', unpack(buried)}

@@ -1,10 +1,12 @@
 """Run one job: the base class of every task, which turns errors into outcomes."""
 
 import logging
+import os
 import random
-import threading
-from typing import Any
+from contextlib import suppress
+from typing import Any, NoReturn
 
+from billiard.process import current_process
 from celery import Task
 from celery.canvas import Signature
 from celery.exceptions import Ignore, Reject, Retry
@@ -12,6 +14,7 @@ from redis.exceptions import RedisError
 
 from worker import broker, cancellation, outcome
 from worker.broker import Broker, Delivery
+from worker.errors import BrokerUnavailable
 from worker.message import HIDDEN
 from worker.outcome import Fault
 from worker.policy import Queue
@@ -73,8 +76,13 @@ class Job(Task):  # type: ignore[misc]
 
     @classmethod
     def on_bound(cls, _app: Any) -> None:
-        """Acknowledge late, whatever the task says: before it has run, a job would be lost with its worker."""
+        """Set what a task may not choose.
+
+        It is acknowledged late: before it has run, it would be lost with its worker. And Celery does not say that it
+        started, for that would be before `start` has said that it may.
+        """
         cls.acks_late = True
+        cls.track_started = False
 
     @property
     def lane(self) -> Queue | None:
@@ -109,9 +117,8 @@ class Job(Task):  # type: ignore[misc]
             return self.run(*args, **kwargs)
         if self.request.get("forebay_answer") is not None:  # of a batch, which began and confirmed for all of its jobs
             return self._guarded(*args, **kwargs)
-        records = self._records()
         with cancellation.running(self.request.id):
-            self._start(records, delivery, args, kwargs)
+            records = self._start(delivery, args, kwargs)
             try:
                 value = self._guarded(*args, **kwargs)
             except Exception:
@@ -122,17 +129,32 @@ class Job(Task):  # type: ignore[misc]
             self._confirm(records, delivery)
             return value
 
-    def _start(self, records: Broker, delivery: Delivery, args: Any, kwargs: Any) -> None:
+    def _start(self, delivery: Delivery, args: Any, kwargs: Any) -> Broker:
         """Begin the run in the job's record, which says whether it is to run at all."""
         try:
+            records = self._records()
             said = records.start(delivery)
-        except RedisError as error:
+        except (RedisError, BrokerUnavailable) as error:
             raise Snoozed(exc=AttemptFailed(f"the broker is away: {error}"), when=self._policy.backoff_s) from error
         if said in ("late", "settled"):
             raise NotHeld(said)
         if said != "started":
+            self._abandon(said, *args, **kwargs)
+        if self.app.conf.task_track_started and not self.request.ignore_result:
+            with suppress(Exception):  # it says little; the record says it too
+                about = {"pid": os.getpid(), "hostname": self.request.hostname}
+                self.backend.store_result(self.request.id, about, "STARTED", request=self.request)
+        return records
+
+    def _abandon(self, verdict: str, *args: Any, **kwargs: Any) -> NoReturn:
+        try:
             self.abandoned(*args, **kwargs)
-            raise NotRun(said)
+        except Exception as error:
+            again = self.again(error, self.request.retries)
+            if again is not None:
+                raise again from error
+            logger.exception("job %s is %s, and what was to be kept of it is not", self.request.id, verdict)
+        raise NotRun(verdict)
 
     def _confirm(self, records: Broker, delivery: Delivery) -> None:
         try:
@@ -149,11 +171,6 @@ class Job(Task):  # type: ignore[misc]
             return self.body(*args, **kwargs)
         except (Retry, Ignore, Reject):
             raise
-        except (SystemExit, KeyboardInterrupt) as error:
-            # In a pool child it ends the child, which is noticed; in a thread nobody would settle the job.
-            if threading.current_thread() is threading.main_thread():
-                raise
-            raise BodyFailed(f"the task called for the end of its process: {error!r}") from error
         except MemoryError as error:
             raise OutOfMemory(f"job {self.request.id} ran out of memory") from error
         except Exception as error:
@@ -163,6 +180,11 @@ class Job(Task):  # type: ignore[misc]
             if isinstance(error, RedisError):
                 raise BodyFailed(f"{type(error).__name__}: {error}") from error
             raise
+        except BaseException as error:
+            # In a pool child sys.exit ends the child, which is noticed; elsewhere nobody would settle the job.
+            if isinstance(error, SystemExit | KeyboardInterrupt) and current_process().name != "MainProcess":
+                raise
+            raise BodyFailed(f"the task called for the end of its process: {error!r}") from error
 
     def _delivery(self) -> Delivery | None:
         tag = self.request.get("forebay_delivery")
@@ -175,7 +197,9 @@ class Job(Task):  # type: ignore[misc]
         """Put another task or canvas in this one's place, as Celery does: its end is this job's end."""
         delivery = self._delivery()
         if delivery is not None and not self.request.called_directly:
-            self._records().replacing(delivery)
+            said = self._records().replacing(delivery)
+            if said != "replacing":
+                raise NotHeld(said)
         return super().replace(sig)
 
     def body(self, *args: Any, **kwargs: Any) -> Any:

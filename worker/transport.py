@@ -11,6 +11,7 @@ polling paused while prefetch is full, half-open connections found by the health
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from queue import Empty
 from time import monotonic
@@ -97,19 +98,29 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         """Accept a task message; pass any other message on as kombu does, and ring."""
+        running = _running()
+        if running and running.id == message.get("headers", {}).get("id"):  # Celery's retry and replace
+            self.broker.follow(running, self._submission(queue, message))
+            return
         if queue in self._expires or "id" not in message.get("headers", {}):
             super()._put(queue, message, **kwargs)
             self._ring(queue)
             return
-        kwargs.pop("_publish_batch", None)  # accept at once: an id makes a repeat harmless, and refusals are heard
         submission = self._submission(queue, message)
-        running = _running(submission.id)
-        if running:  # Celery's retry and replace
-            self.broker.follow(running, submission)
+        if running:  # chains, links, chords: refused, the job that sends them could not end
+            self.broker.run("publish", *replace(submission, max_length=0).args())
             return
+        # accepted at once, in no batch of kombu's: an id makes a repeat harmless, and refusals are heard
         reply = self.broker.run("accept", *submission.args())
         if bytes_to_str(reply[0]) == "full":
             raise full(submission, reply)
+
+    def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
+        if queue in self._expires or self.typeof(exchange).type == "fanout":
+            super()._queue_bind(exchange, routing_key, pattern, queue)
+        else:
+            binding = self.sep.join([routing_key or "", pattern or "", queue or ""])
+            self.broker.run("bind", self.keyprefix_queue % (exchange,), binding)
 
     def _submission(self, queue: str, payload: dict[str, Any]) -> Submission:
         headers = payload["headers"]
@@ -340,9 +351,9 @@ Connection.resolve_aliases.update(
 )
 
 
-def _running(job_id: str) -> Delivery | None:
-    """Return the delivery that runs in this thread if it is the job's own: it publishes what is to follow it."""
-    if not current_task or current_task.request.id != job_id:
+def _running() -> Delivery | None:
+    """Return the delivery that runs in this thread, None when none does."""
+    if not current_task:
         return None
     tag = current_task.request.get("forebay_delivery")
     return Delivery.of_tag(tag) if tag else None

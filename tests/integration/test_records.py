@@ -353,7 +353,8 @@ def test_a_cancelled_job_is_not_started_and_its_owner_hears_of_it(broker: Broker
     assert [broker.cancel("fetched"), broker.cancel("runs")] == ["leased", "started"]
     assert broker.start(fetched.delivery) == "cancelled"
     assert broker.renew("a worker", 60, {"node": "n"}) == [("cancel", "fetched"), ("cancel", "runs")]
-    assert broker.renew("a worker", 60, {"node": "n"}) == []
+    assert len(broker.renew("a worker", 60, {"node": "n"})) == 2  # the first reply may have been lost
+    assert broker.renew("a worker", 60, {"node": "n"}, heard=2) == []
     assert broker.done(runs.delivery) == "done"  # it came first
     assert state(broker, "runs") == "succeeded"
 

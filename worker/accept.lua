@@ -28,11 +28,8 @@ local known = redis.call('HMGET', key.job(id), 'state', 'replacing', 'queue')
 if known[1] == 'replaced' then -- the last task of the canvas that a task put in its own place
   redis.call('ZREM', key.delayed(known[3]), id)
   redis.call('HDEL', key.job(id), 'message')
-  redis.call('HSET', key.job(id), 'state', 'queued', 'queue', queue, 'step', step)
-  if known[3] ~= queue then
-    count(known[3], 'moved_out')
-    count(queue, 'moved_in')
-  end
+  redis.call('HSET', key.job(id), 'state', 'queued', 'step', step)
+  move(id, known[3], queue)
   enqueue()
   return {'replacement', id}
 end

@@ -9,11 +9,8 @@ local record = key.job(id)
 local known = redis.call('HMGET', record, 'follows', 'follows_step', 'follows_due', 'follows_queue', 'replacing')
 if known[1] then
   let_go(id, queue)
-  redis.call('HSET', record, 'message', known[1], 'step', known[2], 'queue', known[4])
-  if known[4] ~= queue then
-    count(queue, 'moved_out')
-    count(known[4], 'moved_in')
-  end
+  redis.call('HSET', record, 'message', known[1], 'step', known[2])
+  move(id, queue, known[4])
   if not known[5] then
     redis.call('HINCRBY', record, 'attempts', 1)
     count(queue, 'retries')

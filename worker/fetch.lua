@@ -52,13 +52,16 @@ local function lease(queue, step, message)
   id = id or redis.call('RPOP', key.nameless(redis.sha1hex(message)))
     or 'unreadable-' .. redis.call('INCR', key.serial())
   local record = key.job(id)
-  local state = redis.call('HGET', record, 'state')
-  if not state then -- pushed by a producer that does not know us: its record starts here
+  local known = redis.call('HMGET', record, 'state', 'queue', 'step')
+  if not known[1] then -- pushed by a producer that does not know us: its record starts here
     redis.call('HSET', record, 'queue', queue, 'step', step, 'task', task, 'accepted_at', exact(now))
     count(queue, 'submitted')
-  elseif state ~= 'queued' then -- a second copy of a job that runs, waits elsewhere or has ended
+  elseif known[1] ~= 'queued' then -- a second copy of a job that runs, waits elsewhere or has ended
     count(queue, 'duplicates')
     return nil
+  elseif known[2] ~= queue or known[3] ~= step then -- pushed again or moved by hand: it is where its message was
+    move(id, known[2], queue)
+    redis.call('HSET', record, 'step', step)
   end
   return hold(id, queue, message)
 end

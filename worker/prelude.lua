@@ -91,6 +91,14 @@ local function let_go(id, queue)
     'follows_queue')
 end
 
+-- Note that a job is another queue's now.
+local function move(id, from, to)
+  if from == to then return end
+  redis.call('HSET', key.job(id), 'queue', to)
+  count(from, 'moved_out')
+  count(to, 'moved_in')
+end
+
 -- Let a job wait until it is due. One that must run alone waits apart from the others.
 local function wait(id, queue, due)
   local record = key.job(id)

@@ -20,8 +20,9 @@ if known[1] then
 end
 if known[5] then
   let_go(id, queue)
-  wait(id, queue, clock() + tonumber(ARGV[4])) -- fetch.lua buries it then
+  redis.call('HDEL', record, 'started_at')
   redis.call('HSET', record, 'state', 'replaced')
+  redis.call('ZADD', key.delayed(queue), exact(clock() + tonumber(ARGV[4])), id) -- fetch.lua buries it then
   return 'replaced'
 end
 finish(id, queue, 'succeeded', ARGV[4])

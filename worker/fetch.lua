@@ -29,7 +29,7 @@ local function promote(queue)
     elseif record[1] then
       redis.call('HDEL', key.job(id), 'message')
       redis.call('HSET', key.job(id), 'state', 'queued')
-      remember(id, record[1])
+      remember(id, queue, record[1])
       redis.call('LPUSH', waiting(queue, record[2]), record[1])
     end
   end
@@ -49,7 +49,7 @@ end
 
 local function lease(queue, step, message)
   local id, task = identify(message)
-  id = id or redis.call('RPOP', key.nameless(redis.sha1hex(message)))
+  id = id or redis.call('RPOP', key.nameless(queue .. ':' .. redis.sha1hex(message)))
     or 'unreadable-' .. redis.call('INCR', key.serial())
   local record = key.job(id)
   local known = redis.call('HMGET', record, 'state', 'queue', 'step')

@@ -25,7 +25,10 @@ STEMS = {
     "mail": ("forebay:mail:", "list: what an owner is to hear with its next renewal; an hour"),
     "pace": ("forebay:pace:", "string: how many jobs of a queue ended in ten seconds; two minutes"),
     "dead": ("forebay:dead", "sorted set: dead letter's job id by time of death; permanent"),
-    "nameless": ("forebay:nameless:", "list: ids of waiting jobs whose message names none, by its SHA-1; permanent"),
+    "nameless": (
+        "forebay:nameless:",
+        "list: ids of waiting jobs whose message names none, by queue and SHA-1; permanent",
+    ),
     "serial": ("forebay:serial", "string: numbers messages that carry no readable id; permanent"),
 }
 

@@ -50,9 +50,9 @@ local function identify(message)
 end
 
 -- A message that names no job goes by the id that its first fetch gave it: by its bytes it is known again.
-local function remember(id, message)
+local function remember(id, queue, message)
   if string.sub(id, 1, 11) == 'unreadable-' and identify(message) ~= id then
-    redis.call('LPUSH', key.nameless(redis.sha1hex(message)), id)
+    redis.call('LPUSH', key.nameless(queue .. ':' .. redis.sha1hex(message)), id)
   end
 end
 
@@ -117,7 +117,7 @@ local function to_head(id, queue)
   local held = redis.call('HMGET', record, 'message', 'step')
   redis.call('HDEL', record, 'message', 'started_at')
   redis.call('HSET', record, 'state', 'queued')
-  remember(id, held[1])
+  remember(id, queue, held[1])
   redis.call('RPUSH', waiting(queue, held[2]), held[1])
   ring(queue)
 end

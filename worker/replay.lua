@@ -20,7 +20,7 @@ redis.call('HDEL', record, 'message', 'ended_at', 'reason', 'error', 'worker', '
 redis.call('HSET', record, 'state', 'queued', 'history', table.concat(history, '\n'))
 redis.call('ZREM', key.dead(), id)
 local message = ARGV[5] ~= '' and ARGV[5] or dead.message
-remember(id, message)
+remember(id, dead.queue, message)
 redis.call('LPUSH', waiting(dead.queue, dead.step), message)
 ring(dead.queue)
 count(dead.queue, 'replayed')

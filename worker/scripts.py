@@ -41,7 +41,9 @@ DRAINING = frozenset(
         "edit",
     }
 )
-NAMES = DRAINING | {"accept"}
+#: Scripts that only look.
+READING = frozenset({"sizes", "audit_jobs", "audit_list"})
+NAMES = DRAINING | READING | {"accept"}
 #: What a running job publishes is accepted also when Redis is out of memory: it would not end otherwise.
 SAME = {"publish": "accept"}
 
@@ -49,7 +51,7 @@ SAME = {"publish": "accept"}
 @cache
 def source(name: str) -> str:
     """Return the whole text of a script as Redis gets it: flags, key builders, prelude, body."""
-    flags = "#!lua flags=allow-oom\n" if name in DRAINING else "#!lua\n"
+    flags = f"#!lua flags={_flags(name)}\n"
     orders = f"local STEPS = {_table(STEPS)}\nlocal ORDER = {_table(FETCH_ORDER)}\n"
     return flags + keys.lua() + orders + _read("prelude") + _read(name)
 
@@ -57,6 +59,10 @@ def source(name: str) -> str:
 def load(client: redis.Redis) -> dict[str, Script]:
     """Bind every script to a client. Nothing is sent: Redis is told a script when it first lacks it."""
     return {name: client.register_script(source(name)) for name in sorted(NAMES)}
+
+
+def _flags(name: str) -> str:
+    return "allow-oom" if name in DRAINING else "no-writes" if name in READING else ""
 
 
 def _read(name: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from cli import checks, dead, demo, enqueue, jobs, machine, workers
+from cli import checks, dead, demo, enqueue, jobs, machine, stats, workers
 from cli.output import err
 from dev import addresses, stack
 from worker.errors import ForebayError
@@ -26,6 +26,7 @@ workers.register(app)
 enqueue.register(app)
 jobs.register(app)
 dead.register(app)
+stats.register(app)
 demo.register(app)
 checks.register(app)
 

@@ -1,5 +1,7 @@
 """Look at queues and workers as they are now, from the broker alone."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -40,6 +42,76 @@ class WorkerState:
     lease_left_s: float
 
 
+#: What is counted of each queue, as it happens and for ever.
+COUNTERS = (
+    "submitted",
+    "completed",
+    "failed",
+    "retries",
+    "batches",
+    "dead",
+    "replayed",
+    "purged",
+    "cancelled",
+    "expired",
+    "rescued",
+    "late",
+    "duplicates",
+    "moved_in",
+    "moved_out",
+)
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What became of a queue's jobs since the first, and where the open ones are now. ``counters`` has `COUNTERS`."""
+
+    queue: str
+    counters: dict[str, int]
+    pending: int
+    delayed: int
+    in_hand: int
+    running: int
+    workers: int
+
+    @property
+    def dead(self) -> int:
+        """Dead letters that are there now."""
+        return self.counters["dead"] - self.counters["replayed"] - self.counters["purged"]
+
+    @property
+    def success_rate(self) -> float | None:
+        """The share of success among the jobs that succeeded or died and were not replayed; None before the first."""
+        died = self.counters["dead"] - self.counters["replayed"]
+        ended = self.counters["completed"] + died
+        return self.counters["completed"] / ended if ended else None
+
+    def as_dict(self) -> dict[str, Any]:
+        now = {name: getattr(self, name) for name in ("pending", "delayed", "in_hand", "running", "workers")}
+        return {"queue": self.queue, **self.counters, "dead": self.dead, "success_rate": self.success_rate, **now}
+
+
+def stats(broker: Broker, names: Sequence[str]) -> list[Stats]:
+    """Return the statistics of queues, exact and of one moment, and last their ``total``."""
+    _, rows = json.loads(broker.run("sizes", *names))
+    holders = [holder for holder in workers(broker) if set(holder.queues) & set(names)]
+    found = []
+    for queue, pending, delayed, in_hand, running, counters in rows:
+        counted = {name: int(counters.get(name, 0)) for name in COUNTERS}
+        serving = sum(queue in holder.queues for holder in holders)
+        found.append(Stats(queue, counted, pending, delayed, in_hand, running, serving))
+    total = Stats(
+        "total",
+        {name: sum(each.counters[name] for each in found) for name in COUNTERS},
+        pending=sum(each.pending for each in found),
+        delayed=sum(each.delayed for each in found),
+        in_hand=sum(each.in_hand for each in found),
+        running=sum(each.running for each in found),
+        workers=len(holders),
+    )
+    return [*found, total]
+
+
 def queues(broker: Broker, policy: Policy) -> list[QueueState]:
     """Return every declared queue as it is now."""
     names = sorted(policy.queues)
@@ -48,6 +120,7 @@ def queues(broker: Broker, policy: Policy) -> list[QueueState]:
         for step in FETCH_ORDER:
             pipeline.llen(broker.keys.waiting(name, step))
         pipeline.zcard(broker.keys.delayed(name))
+        pipeline.zcard(broker.keys.alone(name))
         pipeline.zrange(broker.keys.leased(name), 0, -1)
         pipeline.hgetall(broker.keys.stats(name))
     replies = iter(pipeline.execute())
@@ -55,7 +128,7 @@ def queues(broker: Broker, policy: Policy) -> list[QueueState]:
     states = []
     for name in names:
         pending = {of_step(step).name: int(next(replies)) for step in FETCH_ORDER}
-        delayed, leased, counters = next(replies), next(replies), next(replies)
+        delayed, leased, counters = next(replies) + next(replies), next(replies), next(replies)
         states.append(
             QueueState(
                 name,

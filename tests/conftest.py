@@ -74,4 +74,4 @@ def workers(machine: stack.Started, broker: Broker, database: None, tmp_path: Pa
 
 def _is_open(connected: Broker, key: str) -> bool:
     """Say whether a record has a reason to stand without a lifetime: its job waits, runs, or is a dead letter."""
-    return connected.redis.hget(key, "state") in (b"queued", b"delayed", b"leased", b"started", b"dead")
+    return connected.redis.hget(key, "state") in (b"queued", b"delayed", b"leased", b"started", b"replaced", b"dead")

@@ -60,6 +60,9 @@ class Keys:
     def alone(self, queue: str) -> str:
         return self._key("alone", queue)
 
+    def reserved(self, queue: str) -> str:
+        return self._key("reserved", queue)
+
     def leased(self, queue: str) -> str:
         return self._key("leased", queue)
 
@@ -80,6 +83,9 @@ class Keys:
 
     def pace(self, queue_and_time: str) -> str:
         return self._key("pace", queue_and_time)
+
+    def nameless(self, queue: str, digest: str) -> str:
+        return self._key("nameless", f"{queue}:{digest}")
 
     def owners(self) -> str:
         return self._key("owners")

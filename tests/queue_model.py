@@ -72,6 +72,7 @@ class Owner:
 
     alone: str = ""
     lost: int = 0
+    tried: bool = False  # to empty itself, not long ago
 
 
 class Model:
@@ -186,6 +187,7 @@ class Model:
             return "follows"
         if replaced:
             job.state = "replaced"
+            job.alone = False
             self.delayed[job.queue][job.id] = LATER
             return "replaced"
         self._finish(job, "succeeded", "completed")
@@ -236,9 +238,10 @@ class Model:
                 waiting[job.queue][job_id] = 0
         return job.state
 
-    def renew(self, owner: str) -> list[str]:
+    def renew(self, owner: str, heard: int) -> list[str]:
         self.leases[owner] = True
-        return self.mail.pop(owner, [])
+        self.mail[owner] = self.mail[owner][heard:]
+        return self.mail[owner]
 
     def reclaim(self, owner: str, number: int, deliveries: Iterable[Delivery]) -> list[str]:
         """Give up a fetch that leased ``deliveries``; return the jobs that went back."""
@@ -311,8 +314,11 @@ class Model:
     def _take_alone(self, queue: str, owner: str, fetched: list[tuple[str, int, str]]) -> bool:
         due = _due(self.alone[queue])
         held = self.held(owner)
-        if not due or (held and self.reserved.get(queue, owner) != owner):
+        me = self.owners[owner]
+        by = self.reserved.get(queue)
+        if not due or (held and (by != owner if by else me.tried)):
             return False
+        me.tried = me.tried or bool(held and not by)
         self.reserved[queue] = owner
         if not held:
             job = self.jobs[due[0]]
@@ -378,7 +384,7 @@ class Model:
 
     def _wait(self, job: Job, due: float) -> None:
         job.state = "delayed"
-        (self.alone if job.alone else self.delayed)[job.queue][job.id] = due
+        (self.alone if job.alone else self.delayed)[job.queue][job.id] = 0 if job.cancel else due
 
     def _to_head(self, job: Job) -> None:
         self._let_go(job)

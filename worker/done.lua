@@ -20,7 +20,7 @@ if known[1] then
 end
 if known[5] then
   let_go(id, queue)
-  redis.call('HDEL', record, 'started_at')
+  redis.call('HDEL', record, 'started_at', 'alone')
   redis.call('HSET', record, 'state', 'replaced')
   redis.call('ZADD', key.delayed(queue), exact(clock() + tonumber(ARGV[4])), id) -- fetch.lua buries it then
   return 'replaced'

@@ -71,7 +71,9 @@ end
 -- nothing else to do in this fetch.
 local function alone(queue)
   local id = redis.call('ZRANGE', key.alone(queue), '-inf', exact(now), 'BYSCORE', 'LIMIT', 0, 1)[1]
-  if not id then
+  local message = id and redis.call('HGET', key.job(id), 'message')
+  if not message then
+    if id then redis.call('ZREM', key.alone(queue), id) end -- its record was deleted or changed by hand
     note_due(key.alone(queue))
     return false
   end
@@ -90,7 +92,7 @@ local function alone(queue)
     redis.call('ZREM', key.alone(queue), id)
     redis.call('HSET', key.owner(owner), 'alone', id)
     redis.call('EXPIRE', key.owner(owner), 3600)
-    fetched[1] = hold(id, queue, redis.call('HGET', key.job(id), 'message'))
+    fetched[1] = hold(id, queue, message)
   end
   return true
 end

@@ -103,6 +103,7 @@ end
 local function wait(id, queue, due)
   local record = key.job(id)
   local apart = redis.call('HGET', record, 'alone')
+  if redis.call('HEXISTS', record, 'cancel') == 1 then due = 0 end -- it is only fetched to be dropped
   redis.call('HSET', record, 'state', 'delayed')
   redis.call('HDEL', record, 'started_at')
   redis.call('ZADD', apart and key.alone(queue) or key.delayed(queue), exact(due), id)

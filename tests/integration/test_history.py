@@ -122,8 +122,11 @@ class History(RuleBasedStateMachine):
 
     @rule(owner=owners)
     def renew(self, owner: str) -> None:
-        said = self.broker.renew(owner, FOREVER_S, {"node": owner, "pid": "1", "queues": ",".join(QUEUES)})
-        assert Counter(f"{what} {job}" for what, job in said) == Counter(self.model.renew(owner))
+        about = {"node": owner, "pid": "1", "queues": ",".join(QUEUES)}
+        heard = len(self.broker.renew(owner, FOREVER_S, about))
+        self.model.renew(owner, 0)
+        said = self.broker.renew(owner, FOREVER_S, about, heard)
+        assert Counter(f"{what} {job}" for what, job in said) == Counter(self.model.renew(owner, heard))
 
     @precondition(lambda self: self._held())
     @rule(pick=picks)

@@ -6,7 +6,7 @@ from celery import Celery, concurrency
 from celery.signals import celeryd_init, worker_process_init, worker_shutting_down
 
 from worker import draining
-from worker.children import die_with_parent, outlive_signals
+from worker.children import die_with_parent
 
 app = Celery("forebay", task_cls="worker.task:Job")
 app.config_from_object("celeryconfig")
@@ -17,7 +17,6 @@ app.loader.override_backends = {
 }
 concurrency.ALIASES.update(threads="worker.threads:TaskPool", prefork="worker.prefork:TaskPool")
 worker_process_init.connect(die_with_parent)
-worker_process_init.connect(outlive_signals)
 worker_shutting_down.connect(draining.begin)
 
 

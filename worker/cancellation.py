@@ -50,11 +50,6 @@ def closing(job_id: str, close: Callable[[], None]) -> Iterator[None]:
                 closers.remove(close)
 
 
-def any_running() -> bool:
-    """Say whether any job runs in this process."""
-    return bool(_closers)
-
-
 def is_cancelled(job_id: str) -> bool:
     """Say whether a job that runs here was cancelled."""
     return job_id in _cancelled

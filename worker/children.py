@@ -8,23 +8,29 @@ import ctypes
 import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from worker import cancellation
+from billiard.process import current_process
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def outlive_signals(**_: object) -> None:
-    """Let a running job end although somebody sent SIGTERM to the whole group, as supervisors do.
+@contextmanager
+def shielded() -> Iterator[None]:
+    """Let the job that runs in a pool child end although somebody sent SIGTERM to the whole group, as supervisors do.
 
-    An idle child ends as before: Celery itself ends idle ones with SIGTERM.
+    Celery itself ends idle children with SIGTERM, and running ones with SIGKILL behind it.
     """
-    signal.signal(signal.SIGTERM, _on_sigterm)
-
-
-def _on_sigterm(*_: object) -> None:
-    if not cancellation.any_running():
-        os._exit(os.EX_OK)
+    if current_process().name == "MainProcess" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def die_with_parent(**_: object) -> None:

@@ -12,7 +12,7 @@ from celery.canvas import Signature
 from celery.exceptions import Ignore, Reject, Retry
 from redis.exceptions import RedisError
 
-from worker import broker, cancellation, outcome
+from worker import broker, cancellation, children, outcome
 from worker.broker import Broker, Delivery
 from worker.errors import BrokerUnavailable
 from worker.message import HIDDEN
@@ -117,7 +117,7 @@ class Job(Task):  # type: ignore[misc]
             return self.run(*args, **kwargs)
         if self.request.get("forebay_answer") is not None:  # of a batch, which began and confirmed for all of its jobs
             return self._guarded(*args, **kwargs)
-        with cancellation.running(self.request.id):
+        with cancellation.running(self.request.id), children.shielded():
             records = self._start(delivery, args, kwargs)
             try:
                 value = self._guarded(*args, **kwargs)

@@ -10,6 +10,7 @@ Private parts of kombu 5.7 relied on: ``_brpop_start``, ``_brpop_read``, ``_poll
 polling paused while prefetch is full, half-open connections found by the health check) is kombu's.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -25,11 +26,13 @@ from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError, OutOfMemoryError, ResponseError
 
 from worker import lease, message, scripts
 from worker.broker import Broker, Delivery, Fetched, Submission, client_of, fetch_args, full, parse_fetched
 from worker.policy import load as load_policy
+
+logger = logging.getLogger(__name__)
 
 #: An idle channel looks again after this long even if no bell rang: plain Celery producers do not ring.
 NAP_S = 1.0
@@ -117,7 +120,10 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
         if queue in self._expires or self.typeof(exchange).type == "fanout":
-            super()._queue_bind(exchange, routing_key, pattern, queue)
+            try:
+                super()._queue_bind(exchange, routing_key, pattern, queue)
+            except OutOfMemoryError:  # remote control may miss replies; jobs go on
+                logger.warning("queue %s is not bound: Redis is out of memory", queue)
         else:
             binding = self.sep.join([routing_key or "", pattern or "", queue or ""])
             self.broker.run("bind", self.keyprefix_queue % (exchange,), binding)

@@ -10,6 +10,7 @@ from celery import chain
 
 from worker import cancellation
 from worker.app import app
+from worker.task import Job
 
 
 @app.task(name="probe.add")
@@ -87,3 +88,17 @@ def replace_by_chain(self: Any) -> None:
 
 def marks() -> "redis.Redis":
     return redis.Redis.from_url(os.environ["CELERY_BROKER_URL"], socket_timeout=None)
+
+
+class Forgetful(Job):
+    """A task that cannot keep what it is to keep of a job that is never run."""
+
+    abstract = True
+
+    def abandoned(self, *args: Any, **kwargs: Any) -> None:
+        raise ValueError("nothing can be kept")
+
+
+@app.task(name="probe.forgetful", base=Forgetful)
+def forgetful() -> None:
+    raise AssertionError("this is cancelled")

@@ -2,16 +2,18 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tasks import Job
+from tasks import Embedding, Job, enqueue
 from tests.eventually import eventually
 from tests.integration import probes
 from tests.workers import Workers
 from worker.broker import Broker
+from worker.errors import BrokerUnavailable
 
 
 @pytest.fixture
@@ -133,3 +135,79 @@ def test_a_job_that_ended_first_is_not_cancelled(workers: Workers, broker: Broke
     assert not result.cancel()
     assert result.status == "SUCCESS"
     assert counter(broker, "cancelled") == 0
+
+
+def test_running_children_outlive_a_sigterm_to_the_whole_group(workers: Workers, broker: Broker) -> None:
+    worker = workers.probes("prefork")
+    job = send(probes.hold, "drained")
+    eventually(holds(broker))
+    os.killpg(worker.process.pid, signal.SIGTERM)
+    eventually(lambda: "Warm shutdown" in worker.said())
+    broker.redis.rpush("probe:go:drained", "go")
+    assert worker.process.wait(timeout=60) == 0
+    assert job.status == "SUCCESS"
+    assert job.record()["delivery"] == "1"
+
+
+def test_a_lane_whose_threads_hang_starts_anew(workers: Workers, broker: Broker) -> None:
+    lane = "import sys, tests.integration.probes; from cli.app import main; sys.argv[1:] = ['worker', 'chat']; main()"
+    hung = [send(probes.hold, f"hung {number}") for number in range(2)]
+    worker = workers.run(
+        [sys.executable, "-c", lane],
+        FOREBAY_CHAT_CONCURRENCY="2",
+        FOREBAY_CHAT_TIME_LIMIT_S="0.5",
+        FOREBAY_CHAT_WEDGED_AFTER_S="1",
+        FOREBAY_CHAT_DRAIN_S="0.5",
+    )
+    eventually(holds(broker, 4))  # each was given up and runs again in the process that took its place
+    assert worker.process.poll() is None
+    assert "hang in threads" in worker.said()
+    for job in hung:
+        assert int(job.record()["orphaned"]) >= 1
+
+
+def test_workers_start_and_drain_while_redis_is_out_of_memory(workers: Workers, broker: Broker) -> None:
+    jobs = enqueue.many([Embedding(text=f"text {number}") for number in range(8)])
+    used = int(broker.redis.info("memory")["used_memory"])
+    broker.redis.config_set("maxmemory", used // 2)
+    try:
+        with pytest.raises(BrokerUnavailable, match="takes no jobs now"):
+            enqueue.embedding("refused")
+        workers.start("embedding")
+        eventually(lambda: {job.status for job in jobs} == {"SUCCESS"}, timeout_s=60)
+        assert jobs[0].result(5)["dimensions"] == 384
+    finally:
+        broker.redis.config_set("maxmemory", 0)
+    assert int(broker.redis.hget(broker.keys.stats("embedding"), "batches")) >= 1
+
+
+def test_what_cannot_be_kept_of_a_cancelled_job_does_not_bury_it(workers: Workers, broker: Broker) -> None:
+    job = send(probes.forgetful)
+    assert job.cancel()
+    worker = workers.probes("threads")
+    eventually(lambda: job.record()["state"] == "cancelled")
+    assert "what was to be kept of it is not" in worker.said()
+    assert counter(broker, "dead") == 0
+
+
+def test_a_job_that_waits_for_a_thread_is_revoked(workers: Workers, broker: Broker) -> None:
+    workers.probes("threads", 1, CELERY_WORKER_PREFETCH_MULTIPLIER="4")
+    first = send(probes.hold, "first")
+    waits = send(probes.mark, "waits")
+    eventually(holds(broker))
+    eventually(lambda: waits.record()["state"] == "leased")
+    probes.app.control.revoke(waits.id, terminate=True)
+    eventually(lambda: waits.status == "REVOKED")
+    broker.redis.rpush("probe:go:first", "go")
+    eventually(lambda: first.status == "SUCCESS")
+    eventually(lambda: waits.record()["state"] == "cancelled")
+    assert ran(broker, "waits") == 0
+
+
+def test_a_task_that_is_no_job_is_refused_at_the_start(workers: Workers) -> None:
+    stranger = (
+        "import sys, celery, tests.integration.probes as p; p.app.task(base=celery.Task, name='stranger')(lambda: None);"
+        "p.app.worker_main(['worker', '-Q', 'chat', '--pool', 'solo'])"
+    )
+    with pytest.raises(AssertionError, match="stranger: must have no base"):
+        workers.run([sys.executable, "-c", stranger])

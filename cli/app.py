@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from cli import checks, dead, demo, enqueue, jobs, machine, stats, workers
+from cli import chaos, checks, dead, demo, enqueue, jobs, machine, stats, workers
 from cli.output import err
 from dev import addresses, stack
 from worker.errors import ForebayError
@@ -28,6 +28,7 @@ jobs.register(app)
 dead.register(app)
 stats.register(app)
 demo.register(app)
+chaos.register(app)
 checks.register(app)
 
 

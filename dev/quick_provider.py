@@ -41,10 +41,9 @@ class _Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(ConnectionError):  # the client was killed
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             time.sleep(self.seconds)
-            answer = _vectors(request) if self.path.endswith("/embeddings") else _completion(request)
-            body = json.dumps(answer).encode()
+            kind, body = _answer(self.path, request)
             self.send_response(200)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -53,16 +52,29 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def _completion(request: dict[str, Any]) -> dict[str, Any]:
-    asked = str(request["messages"][-1]["content"])
+def _answer(path: str, request: dict[str, Any]) -> tuple[str, bytes]:
+    """Return the answer's content type and its bytes."""
+    if path.endswith("/embeddings"):
+        return "application/json", json.dumps(_vectors(request)).encode()
+    text = f"You said: {request['messages'][-1]['content']}"
+    if not request.get("stream"):
+        return "application/json", json.dumps(_completion(request, {"message": _said(text)})).encode()
+    parts = [_completion(request, {"delta": _said(text)}), "[DONE]"]
+    lines = (f"data: {part if isinstance(part, str) else json.dumps(part)}\n\n" for part in parts)
+    return "text/event-stream", "".join(lines).encode()
+
+
+def _said(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def _completion(request: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
     return {
         "id": "quick",
-        "object": "chat.completion",
+        "object": "chat.completion.chunk" if "delta" in said else "chat.completion",
         "created": 0,
         "model": request["model"],
-        "choices": [
-            {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": f"You said: {asked}"}}
-        ],
+        "choices": [{"index": 0, "finish_reason": "stop", **said}],
         "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
     }
 

@@ -96,9 +96,7 @@ def sigkill_child(scene: Scene) -> None:
     """SIGKILL a pool child, as the kernel does when memory runs out."""
     worker = psutil.Process(scene.fleet.of("bulk_insert").pid)
     with suppress(psutil.NoSuchProcess):
-        children = worker.children()
-        if children:
-            random.choice(children).send_signal(signal.SIGKILL)
+        random.choice(worker.children() or [worker]).send_signal(signal.SIGKILL)
 
 
 def sigkill_worker(scene: Scene) -> None:
@@ -149,10 +147,23 @@ def poison(scene: Scene) -> None:
 
 
 def deadlock(scene: Scene) -> None:
+    """Send two jobs that lock each other out, and see that PostgreSQL had to break one of them off."""
+    before = _deadlocks()
     scene.load.order(
         scene.load.task("chaos.deadlock", queue="bulk_insert", first=1, second=2),
         scene.load.task("chaos.deadlock", queue="bulk_insert", first=2, second=1),
     )
+    scene.until(lambda: _deadlocks() > before, "PostgreSQL finds a deadlock")
+
+
+def _deadlocks() -> int:
+    from sqlalchemy import text
+
+    from db.engine import transaction
+
+    with transaction() as session:
+        found = session.execute(text("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"))
+        return int(found.scalar_one())
 
 
 def commit_then_die(scene: Scene) -> None:
@@ -222,7 +233,8 @@ def valkey_restart(scene: Scene) -> None:
 
 
 def valkey_client_kill(scene: Scene) -> None:
-    scene.broker.redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    if not scene.broker.redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"):
+        raise ForebayError("no connection to the broker was there to be cut")
 
 
 def maxmemory(scene: Scene) -> None:
@@ -233,7 +245,7 @@ def maxmemory(scene: Scene) -> None:
     redis.config_set("maxmemory", 1)
     try:
         scene.until(lambda: len(scene.load.refusals) > refusals, "a producer hears that memory is full")
-        scene.until(lambda: _ended(scene) > ended, "a job ends while memory is full")
+        scene.until(lambda: _ended(scene) > ended, "a job ends while memory is full", 10)
     finally:
         redis.config_set("maxmemory", before)
     unclear = [text for text in scene.load.refusals[refusals:] if "memory" not in text]
@@ -264,7 +276,8 @@ def postgres_terminate_backends(_scene: Scene) -> None:
 
     others = "FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()"
     with transaction() as session:
-        session.execute(text(f"SELECT pg_terminate_backend(pid) {others}"))
+        if not session.execute(text(f"SELECT pg_terminate_backend(pid) {others}")).all():
+            raise ForebayError("no connection to the database was there to be ended")
 
 
 # Others.
@@ -272,6 +285,23 @@ def postgres_terminate_backends(_scene: Scene) -> None:
 
 def nothing(_scene: Scene) -> None:
     """Do nothing: what is wrong is how the workers were started."""
+
+
+def recycling(scene: Scene) -> None:
+    """Wait until every lane works in a process, or with children, that were not there before."""
+    before = {worker.name: _generation(scene, worker) for worker in scene.fleet.workers}
+    scene.until(
+        lambda: all(_generation(scene, worker).isdisjoint(before[worker.name]) for worker in scene.fleet.workers),
+        "every lane has been recycled",
+    )
+
+
+def _generation(scene: Scene, worker: Process) -> set[str]:
+    """Return what a recycled lane has other ones of: pool children, or on threads the lease."""
+    if worker.name == "bulk_insert":
+        return {str(child.pid) for child in psutil.Process(worker.pid).children()}
+    owners = (owner.decode() for owner in scene.broker.redis.zrange(scene.broker.keys.owners(), 0, -1))
+    return {owner for owner in owners if f":{worker.pid}:" in owner}
 
 
 def enqueue_cut(scene: Scene) -> None:
@@ -287,6 +317,8 @@ def enqueue_cut(scene: Scene) -> None:
     told = max([told, *(int(line) for line in producer.stdout.read().split())])
     producer.stdout.close()
     producer.wait()
+    if told == count:
+        raise ForebayError("the producer was through before it was cut; let it send more jobs")
     jobs = [Accepted(f"{prefix}-{number}", "plain") for number in range(count)]
     scene.load.accepted += jobs[:told]  # whatever comes now, these were accepted
 
@@ -340,7 +372,7 @@ FAULTS = (
     Fault("sigstop", "A worker stands still beyond its lease, then goes on.", sigstop, every_s=5, rescues=True),
     Fault("out-of-memory", "Jobs take more memory than there is, and more than their lane's ceiling.", greed),
     Fault("poison", "Jobs end the process that runs them, among good ones.", poison, most=1),
-    Fault("recycling", "Workers and children are recycled every few jobs.", nothing, settings=_recycled()),
+    Fault("recycling", "Workers and children are recycled every few jobs.", recycling, settings=_recycled()),
     Fault(
         "valkey-restart",
         "The broker is killed with SIGKILL and starts again from its append-only file.",

@@ -1,6 +1,7 @@
 """Bury every message that Celery would drop, acknowledge or die on before a task runs."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -58,7 +59,8 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]
         handle = super().create_task_handler(*args, **kwargs)
         strangers = [name for name, task in self.app.tasks.items() if not isinstance(task, Job)]
         if strangers:
-            sys.exit(
+            logger.critical("%s: must have no base, or a worker.task.Job: others lose jobs", ", ".join(sorted(strangers)))
+            sys.exit(os.EX_CONFIG)
                 f"{', '.join(sorted(strangers))}: give no base, or one that is a worker.task.Job: others lose jobs"
             )
         self.task_consumer.channel.lease.listen(self._heed)

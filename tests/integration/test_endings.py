@@ -206,7 +206,7 @@ def test_a_job_that_waits_for_a_thread_is_revoked(workers: Workers, broker: Brok
 
 def test_a_task_that_is_no_job_is_refused_at_the_start(workers: Workers) -> None:
     stranger = (
-        "import sys, celery, tests.integration.probes as p; p.app.task(base=celery.Task, name='stranger')(lambda: None);"
+        "import sys, celery, tests.integration.probes as p; p.app.task(base=celery.Task, name='stranger')(p.marks);"
         "p.app.worker_main(['worker', '-Q', 'chat', '--pool', 'solo'])"
     )
     with pytest.raises(AssertionError, match="stranger: must have no base"):

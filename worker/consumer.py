@@ -54,15 +54,17 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]
         else:
             heed(self.pool, what, job_id)
 
+    def _refuse_strangers(self) -> None:
+        """End a worker that has a task which is no `Job`: its runs would have no fence and its failures no letter."""
+        strangers = sorted(name for name, task in self.app.tasks.items() if not isinstance(task, Job))
+        if strangers:
+            logger.critical("%s: must have no base, or a worker.task.Job", ", ".join(strangers))
+            sys.exit(os.EX_CONFIG)
+
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
         """Return Celery's handler, guarded: other faults of a message would end this worker, and the next one too."""
         handle = super().create_task_handler(*args, **kwargs)
-        strangers = [name for name, task in self.app.tasks.items() if not isinstance(task, Job)]
-        if strangers:
-            logger.critical("%s: must have no base, or a worker.task.Job: others lose jobs", ", ".join(sorted(strangers)))
-            sys.exit(os.EX_CONFIG)
-                f"{', '.join(sorted(strangers))}: give no base, or one that is a worker.task.Job: others lose jobs"
-            )
+        self._refuse_strangers()
         self.task_consumer.channel.lease.listen(self._heed)
 
         def guarded(message: Any) -> Any:

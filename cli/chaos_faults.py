@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 
 from cli.chaos_fleet import LANES, Fleet
 from cli.chaos_load import ROWS, Load, Order, submission
-from cli.chaos_verdict import Accepted, counters
+from cli.chaos_verdict import Accepted, counters, open_jobs
 from dev.processes import Process
 from worker import message
 from worker.broker import Broker
@@ -238,14 +238,13 @@ def valkey_client_kill(scene: Scene) -> None:
 
 
 def maxmemory(scene: Scene) -> None:
-    """Let memory be full until accept is refused with a clear error, see that jobs end meanwhile, and give it back."""
-    redis = scene.broker.redis
+    """Let memory be full until accept is refused with a clear error and all that was accepted has ended."""
+    redis, refusals = scene.broker.redis, len(scene.load.refusals)
     before = redis.config_get("maxmemory")["maxmemory"]
-    refusals, ended = len(scene.load.refusals), _ended(scene)
     redis.config_set("maxmemory", 1)
     try:
         scene.until(lambda: len(scene.load.refusals) > refusals, "a producer hears that memory is full")
-        scene.until(lambda: _ended(scene) > ended, "a job ends while memory is full", 10)
+        scene.until(lambda: not open_jobs(scene.broker, scene.load.accepted), "jobs drain while memory is full")
     finally:
         redis.config_set("maxmemory", before)
     unclear = [text for text in scene.load.refusals[refusals:] if "memory" not in text]
@@ -349,10 +348,6 @@ def _answers(broker: Broker) -> bool:
         return bool(broker.redis.ping())
     except RedisError:
         return False
-
-
-def _ended(scene: Scene) -> int:
-    return counters(scene.broker, LANES).get("completed", 0)
 
 
 def _recycled() -> dict[str, str]:

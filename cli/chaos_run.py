@@ -18,6 +18,7 @@ from cli.chaos_verdict import Verdict
 from db.engine import transaction
 from dev.processes import Log, Process
 from worker import broker as brokers
+from worker.audit import audit
 from worker.errors import ForebayError
 from worker.policy import load as load_policy
 
@@ -54,6 +55,7 @@ class Run:
         self.broker = brokers.connect()
         self.fleet = Fleet(root, environment, self.broker, log)
         self._started: tuple[object, object] | None = None
+        self._found_before: set[str] = set()
 
     @contextlib.contextmanager
     def prepared(self, here: bool) -> Iterator[None]:
@@ -96,6 +98,7 @@ class Run:
         verdict.complaints += self._strangers(scene, dead_before)
         after = chaos_verdict.counters(self.broker, LANES)
         verdict.complaints += chaos_verdict.second_opinion(before, after, verdict, len(scene.strangers))
+        verdict.complaints += self._audited()
         verdict.rescue_s, verdict.strokes = scene.rescue_s, scene.strokes
         if fault.rescues and (scene.rescue_s or RESCUE_WITHIN_S) >= RESCUE_WITHIN_S:
             verdict.complaints.append(f"no job was rescued within {RESCUE_WITHIN_S:g} s of the first stroke")
@@ -152,6 +155,12 @@ class Run:
             return []
         why = scene.load.refusals[-1] if scene.load.refusals else "unknown"
         return [f"{scene.load.unsent} jobs could not be sent: {why}"]
+
+    def _audited(self) -> list[str]:
+        """Return what the audit finds that it did not find after an earlier fault."""
+        found = {f"audit: {each.key} {each.what}" for each in audit(self.broker, load_policy()).findings}
+        new, self._found_before = sorted(found - self._found_before), found
+        return new
 
     def _dead(self) -> set[str]:
         return {job_id.decode() for job_id in self.broker.redis.zrange(self.broker.keys.dead(), 0, -1)}

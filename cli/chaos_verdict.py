@@ -181,9 +181,9 @@ def _rows(jobs: Sequence[Accepted]) -> dict[str, int]:
 
     found: dict[str, int] = {}
     with transaction() as session:
-        for kind, statement in EFFECTS.items():
-            ids = [job.id for job in jobs if job.kind == kind]
-            found.update((str(job_id), int(count)) for job_id, count in session.execute(text(statement), {"ids": ids}))
+        for kind in {job.kind for job in jobs}:
+            ids = {"ids": [job.id for job in jobs if job.kind == kind]}
+            found.update((str(job_id), int(count)) for job_id, count in session.execute(text(EFFECTS[kind]), ids))
     return found
 
 

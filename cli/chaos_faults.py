@@ -122,8 +122,10 @@ def sigstop(scene: Scene) -> None:
     first = scene.fleet.of("effects")
     scene.struck_at = time.monotonic()
     os.killpg(first.pid, signal.SIGSTOP)
-    scene.pause(scene.lease_s * 1.5)
-    os.killpg(first.pid, signal.SIGCONT)
+    try:
+        scene.pause(scene.lease_s * 1.5)
+    finally:
+        os.killpg(first.pid, signal.SIGCONT)
     scene.pause(1.0)
     scene.fleet.stop([second])
 
@@ -133,25 +135,26 @@ def sigstop(scene: Scene) -> None:
 
 def greed(scene: Scene) -> None:
     """Send a job to which the kernel refuses memory, and one that takes more than its lane allows a child."""
+    dead: dict[str, Any] = {"rows": 0, "ends": ("dead",), "reasons": ("failed",)}
     scene.load.order(
-        scene.load.task("chaos.greed", queue="bulk_insert", limited=True, ends=("dead",), reasons=("failed",)),
-        scene.load.task("chaos.greed", queue="bulk_insert", limited=False),
+        scene.load.task("chaos.greed", {"limited": True}, "bulk_insert", **dead),
+        scene.load.task("chaos.greed", {"limited": False}, "bulk_insert"),
     )
 
 
 def poison(scene: Scene) -> None:
     """Send jobs that end whatever runs them: a worker on threads, a pool child."""
+    dead: dict[str, Any] = {"rows": 0, "ends": ("dead",), "reasons": ("poison", "worker lost")}
     for queue, way in (("effects", "exit"), ("effects", "segfault"), ("bulk_insert", "exit")):
-        reasons = ("poison", "worker lost")
-        scene.load.order(scene.load.task("chaos.poison", queue=queue, way=way, ends=("dead",), reasons=reasons))
+        scene.load.order(scene.load.task("chaos.poison", {"way": way}, queue, **dead))
 
 
 def deadlock(scene: Scene) -> None:
     """Send two jobs that lock each other out, and see that PostgreSQL had to break one of them off."""
     before = _deadlocks()
     scene.load.order(
-        scene.load.task("chaos.deadlock", queue="bulk_insert", first=1, second=2),
-        scene.load.task("chaos.deadlock", queue="bulk_insert", first=2, second=1),
+        scene.load.task("chaos.deadlock", {"first": 1, "second": 2}, "bulk_insert"),
+        scene.load.task("chaos.deadlock", {"first": 2, "second": 1}, "bulk_insert"),
     )
     scene.until(lambda: _deadlocks() > before, "PostgreSQL finds a deadlock")
 
@@ -167,17 +170,8 @@ def _deadlocks() -> int:
 
 
 def commit_then_die(scene: Scene) -> None:
-    rows = [[number] for number in range(ROWS)]
-    order = scene.load.task("chaos.commit_and_die", queue="bulk_insert", kind="bulk insert", rows=ROWS)
-    job_id = order.job.id
-
-    def send() -> None:
-        from worker.app import app
-
-        arguments = {"rows": [[job_id, *row] for row in rows]}
-        app.send_task("chaos.commit_and_die", kwargs=arguments, task_id=job_id, queue="bulk_insert", retry=False)
-
-    scene.load.order(Order(order.job, send))
+    order = scene.load.task("chaos.commit_and_die", {"rows": ROWS}, "bulk_insert", kind="bulk insert", rows=ROWS)
+    scene.load.order(order)
 
 
 def malformed(scene: Scene) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,28 +77,25 @@ class Load:
         with self._lock:
             self._orders += orders
 
-    def task(self, name: str, queue: str = "effects", **rest: Any) -> Order:
-        """Return the order of one plain Celery task, sent as Celery itself sends; ``rest`` is its arguments.
-
-        ``ends``, ``reasons``, ``kind`` and ``rows`` are those of `Accepted`.
-        """
-        known = {key: rest.pop(key) for key in ("ends", "reasons", "kind", "rows") if key in rest}
-        job = Accepted(self.new_id("plain"), **{"kind": "plain", **known})
+    def task(self, name: str, arguments: dict[str, Any], queue: str = "effects", **how: Any) -> Order:
+        """Return the order of one plain Celery task, sent as Celery itself sends; ``how`` is for `Accepted`."""
+        job = Accepted(self.new_id("plain"), **{"kind": "plain", **how})
 
         def send() -> None:
             from worker.app import app
 
-            app.send_task(name, kwargs=rest, task_id=job.id, queue=queue, retry=False)
+            app.send_task(name, kwargs=arguments, task_id=job.id, queue=queue, retry=False)
 
         return Order(job, send)
 
     def _run(self) -> None:
         rounds = itertools.count(1)
-        while not self._ended.is_set() or self.unsent:
-            if not self._ended.is_set():
-                self.order(*self._round(next(rounds)))
+        while not self._ended.wait(ROUND_EVERY_S):
+            self.order(*self._round(next(rounds)))
             self._send()
-            self._ended.wait(ROUND_EVERY_S) if not self._ended.is_set() else threading.Event().wait(ROUND_EVERY_S / 4)
+        while self.unsent:
+            self._send()
+            time.sleep(ROUND_EVERY_S)
 
     def _send(self) -> None:
         with self._lock:
@@ -118,8 +116,8 @@ class Load:
             *(self._embedding() for _ in range(3)),
             self._bulk(),
             self._effect(),
-            self.task("cli.chaos_tasks", seconds=0.2),
-            self.task("cli.chaos_tasks", queue="bulk_insert", seconds=0.2),
+            self.task("cli.chaos_tasks", {"seconds": 0.2}),
+            self.task("cli.chaos_tasks", {"seconds": 0.2}, queue="bulk_insert"),
         ]
         return [*orders, self._cancelled(), self._expired()] if number % RARELY == 0 else orders
 
@@ -145,7 +143,7 @@ class Load:
 
     def _cancelled(self) -> Order:
         """A job that waits for an hour, unless it is cancelled; cancelling is repeated like accepting."""
-        job = Accepted(self.new_id("cancelled"), "chat", ends=("cancelled",))
+        job = Accepted(self.new_id("cancelled"), "question", ends=("cancelled",))
         chat = Chat(message="This is not to be answered.", conversation=job.id)
 
         def send() -> None:
@@ -155,7 +153,7 @@ class Load:
         return Order(job, send)
 
     def _expired(self) -> Order:
-        job = Accepted(self.new_id("expired"), "embedding", ends=("expired",))
+        job = Accepted(self.new_id("expired"), "embedding", rows=0, ends=("expired",))
         payload = Embedding(text="This is not to be embedded.")
         options = Options(job_id=job.id, deadline=0.001, delay=0.5)
         return Order(job, lambda: enqueue.many([payload], options=options))

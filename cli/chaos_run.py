@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from redis.exceptions import RedisError
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from sqlalchemy import text
 
 from cli import chaos_verdict
@@ -19,6 +19,7 @@ from db.engine import transaction
 from dev.processes import Log, Process
 from worker import broker as brokers
 from worker.audit import audit
+from worker.broker import Broker
 from worker.errors import ForebayError
 from worker.policy import load as load_policy
 
@@ -79,26 +80,16 @@ class Run:
         scene = Scene(self.broker, self.fleet, load, self.servers, load_policy().lease.duration_s)
         before, dead_before = chaos_verdict.counters(self.broker, LANES), self._dead()
         scene.rescued_before = before.get("rescued", 0)
-        shown_at = 0.0
-
-        def show() -> None:
-            nonlocal shown_at
-            if time.monotonic() - shown_at < SHOW_EVERY_S:
-                return
-            shown_at = time.monotonic()
-            with contextlib.suppress(RedisError):
-                accepted = list(load.accepted)
-                done = len(accepted) - chaos_verdict.open_jobs(self.broker, accepted)
-                bars.update(bar, total=len(accepted), completed=done, note=f"{scene.strokes} strokes")
-
-        scene.show = show
+        scene.show = _Bar(self.broker, scene, bars, bar)
         complaints = self._strike(fault, scene, seconds) + self._drain(scene)
         verdict = chaos_verdict.judge(fault.name, chaos_verdict.find(self.broker, load.accepted, LANES))
-        verdict.complaints += complaints
-        verdict.complaints += self._strangers(scene, dead_before)
         after = chaos_verdict.counters(self.broker, LANES)
-        verdict.complaints += chaos_verdict.second_opinion(before, after, verdict, len(scene.strangers))
-        verdict.complaints += self._audited()
+        verdict.complaints += [
+            *complaints,
+            *self._strangers(scene, dead_before),
+            *chaos_verdict.second_opinion(before, after, verdict, len(scene.strangers)),
+            *self._audited(),
+        ]
         verdict.rescue_s, verdict.strokes = scene.rescue_s, scene.strokes
         if fault.rescues and (scene.rescue_s or RESCUE_WITHIN_S) >= RESCUE_WITHIN_S:
             verdict.complaints.append(f"no job was rescued within {RESCUE_WITHIN_S:g} s of the first stroke")
@@ -174,6 +165,24 @@ class Run:
         return [f"no dead letter of {raw[:200]!r}" for raw in missing] + [
             f"an unexpected dead letter, or one too many: {(raw or b'')[:200]!r}" for raw in more
         ]
+
+
+class _Bar:
+    """A fault's line in the progress display: how many of its jobs have ended, how often it struck."""
+
+    def __init__(self, broker: Broker, scene: Scene, bars: Progress, bar: TaskID) -> None:
+        self.broker, self.scene, self.bars, self.bar = broker, scene, bars, bar
+        self.shown_at = 0.0
+
+    def __call__(self) -> None:
+        """Show the state, unless it was shown just now or the broker is away."""
+        if time.monotonic() - self.shown_at < SHOW_EVERY_S:
+            return
+        self.shown_at = time.monotonic()
+        with contextlib.suppress(RedisError):
+            accepted = list(self.scene.load.accepted)
+            done = len(accepted) - chaos_verdict.open_jobs(self.broker, accepted)
+            self.bars.update(self.bar, total=len(accepted), completed=done, note=f"{self.scene.strokes} strokes")
 
 
 def _execute(*statements: str) -> None:

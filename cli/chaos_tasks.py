@@ -5,7 +5,6 @@ import os
 import resource
 import signal
 import time
-from typing import Any
 
 from sqlalchemy import text
 
@@ -19,7 +18,7 @@ from worker.task import Job
 MIB = 2**20
 #: What a greedy job takes: more than its lane's ceiling for a child.
 GREED_MIB = 320
-ROWS = ("job_id", "number")
+COLUMNS = ("job_id", "number")
 
 
 class Plain(Job):
@@ -83,9 +82,10 @@ def deadlock(self: Plain, first: int, second: int) -> None:
 
 
 @app.task(base=Plain, bind=True, name="chaos.commit_and_die")  # type: ignore[untyped-decorator]
-def commit_and_die(self: Plain, rows: list[list[Any]]) -> None:
+def commit_and_die(self: Plain, rows: int) -> None:
     """Copy rows in, and with the first commit kill the worker: no settle tells of it."""
-    if not bulk.insert(self.request.id, "chaos_rows", ROWS, rows).repeated:
+    job_id = self.request.id
+    if not bulk.insert(job_id, "chaos_rows", COLUMNS, [(job_id, number) for number in range(rows)]).repeated:
         os.kill(os.getppid(), signal.SIGKILL)
         os._exit(1)
 

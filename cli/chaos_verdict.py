@@ -15,9 +15,9 @@ TOLD = 3
 
 @dataclass(frozen=True)
 class Accepted:
-    """A job that the producer was told is accepted, how it may end, and how many rows its effect has.
+    """A job that the producer was told is accepted, how it may end, and how many rows it leaves then.
 
-    ``reasons``: the reasons with which it may be a dead letter.
+    ``reasons``: those with which it may be a dead letter.
     """
 
     id: str
@@ -39,22 +39,22 @@ class Found:
 
     @property
     def lost(self) -> bool:
-        """Neither ended nor waiting where a worker finds it, or said to have succeeded without its whole effect."""
-        if self.state == "succeeded":
+        """Ended as it should without its whole effect, or neither ended nor waiting where a worker finds it."""
+        if self.state in self.job.ends:
             return self.rows < self.job.rows
         return self.state not in ENDS and not (self.state in WAITING and self.placed)
 
     @property
     def doubled(self) -> bool:
         """Kept more than once."""
-        return self.rows > self.job.rows
+        return self.rows > max(1, self.job.rows)
 
     @property
     def surprising(self) -> bool:
-        """Ended as this job should not, or with half an effect."""
+        """Ended as this job should not, with half an effect, or with one where there should be none."""
         wrong_end = self.state in ENDS and self.state not in self.job.ends
         wrong_reason = self.state == "dead" and not wrong_end and self.reason not in self.job.reasons
-        return wrong_end or wrong_reason or 0 < self.rows < self.job.rows
+        return wrong_end or wrong_reason or 0 < self.rows < self.job.rows or self.rows > self.job.rows == 0
 
     def __str__(self) -> str:
         state = f"{self.state or 'no record'}{'' if self.placed else ', in no list'}"
@@ -165,9 +165,10 @@ def _placed(broker: Broker, queues: Iterable[str]) -> set[str]:
     return placed | {job_id.decode() for job_id in ids}
 
 
-#: Kind of job -> how its effect is counted.
+#: Kind of job -> how its effect is counted. Of a chat that is never run the question is kept.
 EFFECTS = {
     "chat": "SELECT job_id, count(*) FROM messages WHERE role = 'assistant' AND job_id = ANY(:ids) GROUP BY job_id",
+    "question": "SELECT job_id, count(*) FROM messages WHERE role = 'user' AND job_id = ANY(:ids) GROUP BY job_id",
     "embedding": "SELECT job_id, count(*) FROM documents WHERE job_id = ANY(:ids) GROUP BY job_id",
     "bulk insert": "SELECT job_id, count(*) FROM chaos_rows WHERE job_id = ANY(:ids) GROUP BY job_id",
     "plain": "SELECT job_id, count(*) FROM chaos_effects WHERE kept AND job_id = ANY(:ids) GROUP BY job_id",

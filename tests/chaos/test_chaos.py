@@ -50,7 +50,8 @@ def test_the_most_telling_faults_lose_and_double_nothing() -> None:
 
 
 PLAIN = Accepted("j", "plain")
-POISON = Accepted("j", "plain", ends=("dead",), reasons=("poison",))
+POISON = Accepted("j", "plain", rows=0, ends=("dead",), reasons=("poison",))
+CANCELLED = Accepted("j", "question", ends=("cancelled",))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,9 @@ POISON = Accepted("j", "plain", ends=("dead",), reasons=("poison",))
         (Found(PLAIN, "dead", reason="poison"), 0, 0, "ended wrongly: plain j: dead (poison)"),
         (Found(POISON, "dead", reason="poison"), 0, 0, ""),
         (Found(POISON, "dead", reason="failed"), 0, 0, "ended wrongly: plain j: dead (failed)"),
+        (Found(POISON, "dead", reason="poison", rows=1), 0, 0, "ended wrongly: plain j: dead (poison), 1 of 0"),
         (Found(POISON, "succeeded", rows=1), 0, 0, "ended wrongly: plain j: succeeded"),
+        (Found(CANCELLED, "cancelled"), 1, 0, "lost: question j: cancelled, 0 of 1"),
         (Found(Accepted("j", "plain", rows=20), "succeeded", rows=19), 1, 0, "lost: plain j: succeeded, 19 of 20"),
     ],
 )

@@ -177,7 +177,7 @@ def _tell(verdicts: Sequence["Verdict"], as_json_: bool) -> None:
     for verdict in verdicts:
         counts = verdict.as_dict()
         rescue = "-" if verdict.rescue_s is None else f"{verdict.rescue_s:.1f}"
-        passed = "[green]passed[/]" if verdict.passed else "[bold red]FAILED[/]"
+        passed = "passed" if verdict.passed else "FAILED"
         rows.append((verdict.fault, *(counts[name] for name in names), rescue, passed))
     table("Chaos", ("fault", *names, "first rescue (s)", "verdict"), rows)
     for verdict in verdicts:

@@ -3,8 +3,6 @@
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from tests.eventually import eventually
 from worker import broker as brokers
@@ -12,7 +10,6 @@ from worker import message
 from worker.broker import Broker, Fetched, Submission
 from worker.errors import QueueFull
 from worker.policy import load as load_policy
-from worker.priority import STEPS
 
 CHAT = [("chat", False)]
 LEASE_S = 60.0
@@ -210,54 +207,6 @@ def test_fetching_and_settling_go_on_when_redis_is_out_of_memory(broker: Broker)
         assert broker.done(fetched.delivery) == "done"
     finally:
         broker.redis.config_set("maxmemory", "0")
-
-
-steps = st.lists(
-    st.sampled_from(["accept", "fetch", "start", "done", "retry", "bury", "release", "vanish", "sweep", "cancel"]),
-    max_size=60,
-)
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(steps, st.randoms(use_true_random=False))
-def test_no_history_loses_a_job(broker: Broker, history: list[str], random: object) -> None:
-    """After any history: accepted = ended + waiting, and each job is in exactly one place."""
-    broker.redis.flushall()
-    accepted = 0
-    held: list[Fetched] = []
-    for step in history:
-        pick = held[random.randrange(len(held))] if held else None  # type: ignore[attr-defined]
-        match step:
-            case "accept":
-                broker.accept(submission(str(accepted), random.choice(STEPS)))  # type: ignore[attr-defined]
-                accepted += 1
-            case "fetch":
-                held += fetch(broker, 2, owner=f"worker {len(held) % 3}")
-            case "cancel" if accepted:
-                broker.cancel(str(random.randrange(accepted)))  # type: ignore[attr-defined]
-            case "start" if pick:
-                broker.start(pick.delivery)
-            case "done" if pick:
-                broker.done(pick.delivery)
-            case "retry" if pick:
-                broker.reschedule(pick.delivery, pick.message, "+0", 1, "")
-            case "bury" if pick:
-                broker.bury(pick.delivery, "failed", "")
-            case "release" if pick:
-                broker.release(pick.delivery)
-            case "vanish":
-                broker.leave("worker 0")
-            case "sweep":
-                broker.sweep()
-    states = [state(broker, str(number)) for number in range(accepted)]
-    listed = sum(broker.redis.llen(broker.keys.waiting("chat", step)) for step in STEPS)
-    assert all(states)
-    assert states.count("queued") == listed
-    assert states.count("delayed") == broker.redis.zcard(broker.keys.delayed("chat"))
-    assert states.count("leased") + states.count("started") == broker.redis.zcard(broker.keys.leased("chat"))
-    assert states.count("succeeded") == counter(broker, "completed")
-    assert states.count("dead") == counter(broker, "dead") == broker.redis.zcard(broker.keys.dead())
-    assert counter(broker, "submitted") == accepted
 
 
 def orphaned(broker: Broker, owner: str = "doomed") -> Fetched:

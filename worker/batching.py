@@ -1,22 +1,21 @@
 """Gather jobs into batches: many deliveries, one call, and for each job its own result, retry, event and settle.
 
-A task that batches names `strategy` as its Celery strategy and has ``run_batch``. Requests wait in the worker's main
-loop until there are enough of them or the first has waited long enough. A thread of the pool then runs the batch and,
-for each job, Celery's own tracer with the job's share of the batch's answer: results, signals, links, chords, retries
-and events are those of any other task.
+A task that batches names `strategy` as its Celery strategy and has ``run_batch``. The fetch script gathers a batch and
+hands it over whole: see `worker.gathering`. A thread of the pool runs it and, for each job, Celery's own tracer with the
+job's share of the batch's answer: results, signals, links, chords, retries and events are those of any other task.
 """
 
 import logging
-import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from celery.app.trace import fast_trace_task, trace_task_ret
 from celery.concurrency.thread import TaskPool
 from celery.worker.strategy import default
 
-from worker.policy import Batch
-from worker.priority import FETCH_ORDER
+from worker import gates, gathering
+from worker.gates import Charge, Meter
+from worker.gathering import Gatherer
 from worker.request import Request
 from worker.task import BodyFailed, Job
 
@@ -47,68 +46,6 @@ class BatchJob(Job):
         return value
 
 
-class Timer(Protocol):
-    """The part of the event loop's timer that gathering needs."""
-
-    def call_after(self, secs: float, fun: Callable[[], None]) -> Any: ...
-
-
-class Gatherer:
-    """The requests of one task that wait for company.
-
-    A batch is sent off when it is full, or when its first request has waited long enough, and a slot of the pool is
-    free. It takes the most urgent requests: what is fetched first is not yet run first. Requests come from the main
-    loop, ends of batches from the pool's threads.
-    """
-
-    def __init__(self, limits: Batch, slots: int, timer: Timer, send: Callable[[list[Request]], None]) -> None:
-        self.limits = limits
-        self.free = slots
-        self.timer = timer
-        self.send = send
-        self.waiting: list[Request] = []
-        self.overdue = False
-        self._timing = False
-        self._lock = threading.Lock()
-
-    def add(self, request: Request) -> None:
-        """Take a request in."""
-        with self._lock:
-            self.waiting.append(request)
-            self._send_off()
-            if self.waiting and not self._timing and not self.overdue:
-                self._timing = True
-                self.timer.call_after(self.limits.max_wait_s, self.waited)
-
-    def waited(self) -> None:
-        """Note that the first request has waited long enough."""
-        with self._lock:
-            self._timing = False
-            self.overdue = bool(self.waiting)
-            self._send_off()
-
-    def ended(self) -> None:
-        """Note that a batch has ended: its slot is free."""
-        with self._lock:
-            self.free += 1
-            # who waited while every slot was taken waits no longer for company
-            self.overdue = self.overdue or bool(self.waiting)
-            self._send_off()
-
-    def _send_off(self) -> None:
-        while self.free and self.waiting and (self.overdue or len(self.waiting) >= self.limits.max_jobs):
-            self.waiting.sort(key=_urgency)
-            batch, self.waiting = self.waiting[: self.limits.max_jobs], self.waiting[self.limits.max_jobs :]
-            self.overdue = self.overdue and bool(self.waiting)
-            self.free -= 1
-            self.send(batch)
-
-
-def _urgency(request: Request) -> int:
-    step = request._message.properties.get("priority") or 0  # anything at all, from a producer that does not check
-    return FETCH_ORDER.index(step) if step in FETCH_ORDER else len(FETCH_ORDER)
-
-
 def strategy(task: BatchJob, app: Any, consumer: Any) -> Any:
     """Return Celery's default message handler with the gatherer in the place of the pool."""
     queue, pool = task.lane, consumer.pool
@@ -118,7 +55,10 @@ def strategy(task: BatchJob, app: Any, consumer: Any) -> Any:
     def send(batch: list[Request]) -> None:
         pool.apply_async(run, (task, batch, gatherer.ended), callback=lambda _: None)
 
-    gatherer = Gatherer(queue.batch, pool.limit, consumer.timer, send)
+    # what a gate has charged for is to run at once
+    ahead = 0 if queue.gate else pool.limit * max(0, queue.prefetch_multiplier - 1)
+    # one for all connections: what was handed over before a reconnect still takes its slots
+    gatherer = gathering.of_queue.setdefault(queue.name, Gatherer(pool.limit, ahead, send))
     one_by_one = consumer.on_task_request
     # default() binds the attribute once, when it makes the handler; there is no parameter for it
     consumer.on_task_request = gatherer.add
@@ -133,7 +73,8 @@ def run(task: BatchJob, batch: list[Request], ended: Callable[[], None]) -> None
     try:
         running = _started(task, batch)
         jobs = [(request.id, request.kwargs) for request in running]
-        given = answers(task, jobs) if jobs else []
+        with gates.metered(_meter(task, batch)):
+            given = answers(task, jobs) if jobs else []
         for request, answer in zip(_still_held(running), given, strict=True):
             if request is not None:
                 _finish(task, request, answer)
@@ -143,6 +84,15 @@ def run(task: BatchJob, batch: list[Request], ended: Callable[[], None]) -> None
                 request.break_off(error)
     finally:
         ended()
+        batch[0]._message.channel.wake()
+
+
+def _meter(task: BatchJob, batch: list[Request]) -> Meter:
+    """Return the meter of a batch's one call, which was charged with its jobs."""
+    charges = [charge for request in batch if (charge := Charge.of(request.charge))]
+    first = batch[0]._message
+    whole = Charge(sum(each.calls for each in charges), sum(each.cost for each in charges))
+    return Meter(first.channel.broker, task.lane, int(first.properties.get("priority") or 0), whole)
 
 
 def answers(task: BatchJob, jobs: Sequence[tuple[str, dict[str, Any]]]) -> list[Answer]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from worker import fingerprint, scripts
 from worker.errors import BrokerUnavailable, QueueFull
@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # redis takes a quarter of a second to import: producers load
 SOCKET_TIMEOUT_S = 5.0
 PIPELINE_JOBS = 500
 PIPELINE_BYTES = 4 * 1024 * 1024
+#: The rules of queues that declare no gate, no share and no batch: see `worker.gates.rules`.
+NO_RULES = '{"queues":{},"gates":{}}'
 
 
 @dataclass(frozen=True)
@@ -77,20 +79,33 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Fetched:
-    """A fetched message. A plain one, of which no record is kept, has delivery number 0."""
+    """A fetched message. A plain one, of which no record is kept, has delivery number 0.
+
+    ``charge``: the calls and the cost that a gate charged for it, empty when none did.
+    """
 
     queue: str
     delivery: Delivery
     message: str
+    charge: str = ""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A queue to fetch from. ``mode``: lease, batch (a whole one, of ``room`` that there is room for) or plain."""
+
+    queue: str
+    mode: Literal["lease", "batch", "plain"] = "lease"
+    room: int = 0
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a fetch brought: jobs; when there may be more (None: when a bell rings); whether no bell is to wake it."""
+    """What a fetch brought: jobs; when there may be more (None: when a bell rings); whose bells are not to wake it."""
 
     jobs: list[Fetched]
     nap_s: float | None
-    deaf: bool
+    deaf: frozenset[str]
 
 
 class Broker:
@@ -152,9 +167,12 @@ class Broker:
                 raise BrokerUnavailable(_refusing(error)) from error
         raise AssertionError("unreachable")
 
-    def fetch(self, owner: str, lease_s: float, queues: Sequence[tuple[str, bool]], most: int) -> list[Fetched]:
-        """Lease up to ``most`` jobs of ``queues`` (name, whether plain) to ``owner``, most urgent first."""
-        args = fetch_args(owner, lease_s, queues, most, next(self.fetches))
+    def fetch(
+        self, owner: str, lease_s: float, queues: Sequence[str | Wanted], most: int, rules: str = NO_RULES
+    ) -> list[Fetched]:
+        """Lease up to ``most`` jobs of ``queues`` to ``owner``, most urgent first, by rules of `worker.gates`."""
+        wanted = [Wanted(each) if isinstance(each, str) else each for each in queues]
+        args = fetch_args(owner, lease_s, wanted, most, next(self.fetches), rules)
         return parse_fetched(self.run("fetch", *args)).jobs
 
     def reclaim(self, owner: str, number: int) -> int:
@@ -293,20 +311,22 @@ def client_of(channel: Channel) -> redis.Redis:
 
 
 def fetch_args(
-    owner: str, lease_s: float, queues: Sequence[tuple[str, bool]], most: int, number: int
+    owner: str, lease_s: float, queues: Sequence[Wanted], most: int, number: int, rules: str = NO_RULES
 ) -> list[str | int | float]:
     """Return the arguments of the fetch script behind the prefix."""
-    pairs = [text for name, plain in queues for text in (name, "plain" if plain else "lease")]
-    return [owner, lease_s, most, number, *pairs]
+    triples = [part for each in queues for part in (each.queue, each.mode, each.room)]
+    return [owner, lease_s, most, number, rules, *triples]
 
 
 def parse_fetched(reply: list[Any]) -> Reply:
     """Return what a fetch script's reply says."""
     jobs = [
-        Fetched(_text(queue), Delivery(_text(job_id), int(number)), _text(message))
-        for queue, job_id, number, message in reply[2:]
+        Fetched(
+            _text(queue), Delivery(_text(job_id), int(number)), _text(message), f"{_text(calls)} {_text(cost)}".strip()
+        )
+        for queue, job_id, number, message, calls, cost in reply[2:]
     ]
-    return Reply(jobs, float(reply[0]) if reply[0] else None, bool(reply[1]))
+    return Reply(jobs, float(reply[0]) if reply[0] else None, frozenset(map(_text, reply[1])))
 
 
 def _accepted_id(submission: Submission, reply: Any) -> str:

@@ -55,6 +55,20 @@ class BrokerUnavailable(ForebayError):
     """The broker does not answer or takes no jobs; whether a job was accepted may be unknown, so send it again."""
 
 
+class NoPermit(ForebayError):
+    """A gate lets no further call through now, in ``retry_after_s`` it does; None: the call is too large for it."""
+
+    def __init__(self, gate: str, retry_after_s: float | None) -> None:
+        super().__init__(gate, retry_after_s)
+        self.gate = gate
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        if self.retry_after_s is None:
+            return f"gate {self.gate} never lets so costly a call through; raise its burst in queues.yaml"
+        return f"gate {self.gate} lets no further call through for {self.retry_after_s:.1f} s"
+
+
 class UnknownJob(ForebayError):
     """No job of this id was ever accepted, or its record is past its retention."""
 

@@ -23,6 +23,9 @@ STEMS = {
     "owner": ("forebay:owner:", "hash: who an owner is (node, pid, queues); outlives its last renewal by an hour"),
     "owners": ("forebay:owners", "sorted set: owner by the end of its lease; swept"),
     "mail": ("forebay:mail:", "list: what an owner is to hear with its next renewal; an hour"),
+    "gate": ("forebay:gate:", "hash: levels of a gate's buckets, until when it is shut, who waits; two days"),
+    "refused": ("forebay:refused:", "set: owners to be rung when a queue that is full in flight has room; a minute"),
+    "credit": ("forebay:credit:", "hash: what is owed to a queue's less urgent priorities; a day"),
     "pace": ("forebay:pace:", "string: how many jobs of a queue ended in ten seconds; two minutes"),
     "dead": ("forebay:dead", "sorted set: dead letter's job id by time of death; permanent"),
     "nameless": (
@@ -83,6 +86,9 @@ class Keys:
 
     def pace(self, queue_and_time: str) -> str:
         return self._key("pace", queue_and_time)
+
+    def gate(self, name: str) -> str:
+        return self._key("gate", name)
 
     def nameless(self, queue: str, digest: str) -> str:
         return self._key("nameless", f"{queue}:{digest}")

@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from queue import SimpleQueue
 from time import monotonic
 from uuid import uuid4
@@ -55,7 +55,7 @@ class Lease:
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
 
-    def keep(self, queues: list[str]) -> None:
+    def keep(self, queues: Iterable[str]) -> None:
         """Renew from now on, in the background, until the process ends. Called before each fetch; cheap."""
         self._queues.update(queues)
         if self._thread is None:

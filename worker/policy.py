@@ -21,7 +21,8 @@ from pydantic import (
 )
 
 from worker import queuefile
-from worker.errors import ConfigurationError, ForebayError, nearest
+from worker.errors import ConfigurationError, nearest
+from worker.priority import Priority
 from worker.queuefile import Setting
 
 DEFAULT_FILE = Path(__file__).resolve().parent.parent / "queues.yaml"
@@ -34,6 +35,11 @@ ONLY_FOR = {
     "max_tasks_per_child": "prefork",
     "max_memory_per_child_mib": "prefork",
 }
+
+
+PRIORITIES = tuple(priority.name.lower() for priority in Priority)
+#: The most that shares may set aside for the less urgent.
+MOST_SHARED = 0.5
 
 
 def _off(value: Any) -> Any:
@@ -105,10 +111,79 @@ class Retry(Model):
 
 
 class Batch(Model):
-    """When gathered jobs are sent off together."""
+    """How far jobs are gathered into one call: by number, by what they cost, by how long the first has waited."""
 
     max_jobs: Annotated[Whole, Field(ge=1, le=2048)] = 64
+    max_tokens: Annotated[Whole, Field(ge=1, le=100_000_000)] = 250_000
     max_wait_s: Annotated[Real, Field(ge=0, le=60, allow_inf_nan=False)] = 0.05
+
+
+WINDOWS_S = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0}
+
+
+class Bucket(Model):
+    """How much may go in a window: a token bucket that holds ``burst`` and is filled so that no window has more.
+
+    Either ``limit``, the most in any window, which counts the burst in; or ``rate``, with which it is filled, and the
+    most in any window is then rate and burst together.
+    """
+
+    limit: Annotated[Real, Field(gt=0, le=1e12, allow_inf_nan=False)] | None = None
+    rate: Annotated[Real, Field(gt=0, le=1e12, allow_inf_nan=False)] | None = None
+    per: Literal["second", "minute", "hour", "day"] = "minute"
+    burst: Count | None = None
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> "Bucket":
+        if (self.limit is None) == (self.rate is None):
+            raise ValueError("must have either limit (the most in any window) or rate (with which it is filled)")
+        if self.limit is not None and self.capacity > max(1.0, self.limit - 1):
+            raise ValueError(f"burst counts inside the limit: it must be less than limit, which is {self.limit:g}")
+        return self
+
+    @property
+    def window_s(self) -> float:
+        return WINDOWS_S[self.per]
+
+    @property
+    def capacity(self) -> float:
+        """What may go at once."""
+        return self.burst or max(1.0, float(int((self.limit or self.rate or 0) * BURST_SHARE)))
+
+    def filled_per_s(self, smallest: float = 0) -> float:
+        """Return with how much it is filled each second, when nothing less than ``smallest`` is ever taken.
+
+        Calls that start within one window may arrive within a shorter one: the window is stretched by a hundredth, at
+        most by a second, to allow for that.
+        """
+        if self.limit is None:
+            return (self.rate or 0) / self.window_s
+        return (self.limit - self.capacity + smallest) / (self.window_s + min(1.0, self.window_s / 100))
+
+
+#: The burst where none is declared: this much of a window's limit.
+BURST_SHARE = 0.1
+
+
+class Gate(Model):
+    """What one provider's key, or one database, takes from all workers together, and how a refusal is heeded."""
+
+    requests: Bucket | None = None
+    tokens: Bucket | None = None
+    rows: Bucket | None = None
+    max_shut_s: Seconds = 120
+
+    @field_validator("rows")
+    @classmethod
+    def _counts_one_thing(cls, rows: Bucket | None, info: ValidationInfo) -> Bucket | None:
+        if rows is not None and info.data.get("tokens") is not None:
+            raise ValueError("a gate counts tokens or rows, not both; declare two gates")
+        return rows
+
+    @property
+    def cost(self) -> Bucket | None:
+        """The bucket that a job's own cost is taken from."""
+        return self.tokens or self.rows
 
 
 class Queue(Model):
@@ -127,6 +202,10 @@ class Queue(Model):
     max_length: Annotated[Whole, Field(ge=0)] = 0
     max_payload_bytes: Annotated[Whole, Field(ge=1024, le=512 * 1024 * 1024)] = 262144
     time_limit_s: Seconds = 300
+    gate: str | None = None
+    max_in_flight: Count | None = None
+    shares: dict[str, Annotated[Real, Field(gt=0, lt=1, allow_inf_nan=False)]] = {}
+    answer_tokens: Count = 500
     batch: Batch | None = None
     rows_per_job: Count | None = None
     tables: tuple[str, ...] | None = None
@@ -157,6 +236,18 @@ class Queue(Model):
             raise ValueError(f"must be more than time_limit_s, which is {limit_s:g}")
         return wedged_after_s
 
+    @field_validator("shares")
+    @classmethod
+    def _are_of_priorities(cls, shares: dict[str, float]) -> dict[str, float]:
+        for name in shares:
+            if name not in PRIORITIES:
+                raise ValueError(
+                    f"{name!r} is no priority; known are {', '.join(PRIORITIES)}{nearest(name, PRIORITIES)}"
+                )
+        if sum(shares.values()) > MOST_SHARED:
+            raise ValueError(f"add up to {sum(shares.values()):g}; at most {MOST_SHARED:g} may be set aside")
+        return shares
+
     @field_validator(*ONLY_FOR)
     @classmethod
     def _fits_its_pool(cls, value: Any, info: ValidationInfo) -> Any:
@@ -171,7 +262,28 @@ class Policy(Model):
 
     retention: Retention = Retention()
     lease: Lease = Lease()
+    gates: dict[Annotated[str, AfterValidator(_queue_name)], Gate] = {}
     queues: dict[Annotated[str, AfterValidator(_queue_name)], Queue] = Field(min_length=1)
+
+    @field_validator("queues")
+    @classmethod
+    def _name_declared_gates(cls, queues: dict[str, Queue], info: ValidationInfo) -> dict[str, Queue]:
+        gates: dict[str, Gate] = info.data.get("gates", {})
+        for queue in queues.values():
+            if queue.gate is None:
+                continue
+            if queue.gate not in gates:
+                raise ValueError(
+                    f"{queue.name}.gate: {queue.gate!r} is not declared; gates has "
+                    f"{', '.join(gates) or 'none'}{nearest(queue.gate, gates)}"
+                )
+            limited = gates[queue.gate].requests or gates[queue.gate].cost
+            if limited and not queue.batch and queue.prefetch_multiplier != 1:
+                raise ValueError(
+                    f"{queue.name}.prefetch_multiplier: must be 1 behind gate {queue.gate}, "
+                    "for what is fetched is charged and is to run at once"
+                )
+        return queues
 
     def queue(self, name: str) -> Queue:
         """Return a declared queue. Raises `ConfigurationError` naming the nearest one."""
@@ -275,12 +387,20 @@ def _what_is_allowed(error: Any, path: list[str]) -> str:
 
 
 def _known_keys(path: list[str]) -> set[str]:
-    parts: dict[str, type[Model]] = {"retention": Retention, "lease": Lease, "batch": Batch, "retry": Retry}
+    parts: dict[str, type[Model]] = {
+        "retention": Retention,
+        "lease": Lease,
+        "batch": Batch,
+        "retry": Retry,
+        **dict.fromkeys(("requests", "tokens", "rows"), Bucket),
+    }
     match path:
         case []:
             model: type[Model] = Policy
         case ["queues", _]:
             model = Queue
+        case ["gates", _]:
+            model = Gate
         case _:
             model = parts[path[-1]]
     return set(model.model_fields) - {"name"}
@@ -301,4 +421,4 @@ def _leaves(values: dict[str, Any], path: str = "") -> list[tuple[str, Any]]:
     return found
 
 
-__all__ = ["Batch", "ForebayError", "Lease", "Policy", "Queue", "Retention", "Retry", "effective", "load"]
+__all__ = ["Batch", "Bucket", "Gate", "Policy", "Queue", "Retention", "Retry", "effective", "load"]

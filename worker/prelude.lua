@@ -1,21 +1,5 @@
--- What every script shares: the clock, the bell, the fence. ARGV[1] is the key prefix in all of them.
+-- What every script shares: the bell, the fence, the ways a job is put. ARGV[1] is the key prefix in all of them.
 -- Keys are built here from names, not declared: kombu needs one Redis (or its Sentinels), not a cluster.
-
-local function clock()
-  local t = redis.call('TIME')
-  return tonumber(t[1]) + tonumber(t[2]) / 1000000
-end
-
--- '' is no moment, '+5' five seconds from now, any other number seconds since the epoch.
-local function moment(text, now)
-  if text == '' then return nil end
-  if string.sub(text, 1, 1) == '+' then return now + tonumber(string.sub(text, 2)) end
-  return tonumber(text)
-end
-
-local function exact(number)
-  return string.format('%.6f', number)
-end
 
 local function count(queue, what, by)
   redis.call('HINCRBY', key.stats(queue), what, by or 1)
@@ -81,14 +65,18 @@ end
 -- Take a job from its owner, and from the record what was true of this delivery only.
 local function let_go(id, queue)
   local record = key.job(id)
-  local owner = redis.call('HGET', record, 'owner')
+  local known = redis.call('HMGET', record, 'owner', 'alone', 'state', 'gate')
+  local owner = known[1]
   if owner then
     redis.call('SREM', key.held(owner), id)
-    if redis.call('HEXISTS', record, 'alone') == 1 then ring(owner) end -- it waits for nothing but this
+    if known[2] then ring(owner) end -- it waits for nothing but this
   end
+  if known[4] and known[3] == 'leased' then refund(id) end -- it has started nothing
   redis.call('ZREM', key.leased(queue), id)
   redis.call('HDEL', record, 'owner', 'fetch', 'replacing', 'follows', 'follows_step', 'follows_due',
-    'follows_queue')
+    'follows_queue', 'gate', 'calls', 'charged')
+  local refused = redis.call('SPOP', key.refused(queue))
+  if refused then ring(refused) end
 end
 
 -- Note that a job is another queue's now.

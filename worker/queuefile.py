@@ -29,10 +29,14 @@ CELERY = {
 SCALARS = (
     "concurrency", "prefetch_multiplier", "max_tasks_per_worker", "max_memory_mib", "max_tasks_per_child",
     "max_memory_per_child_mib", "max_length", "max_payload_bytes", "time_limit_s", "drain_s", "max_orphaned",
-    "wedged_after_s", "rows_per_job", "pool",
-    "batch.max_jobs", "batch.max_wait_s",
+    "wedged_after_s", "rows_per_job", "pool", "gate", "max_in_flight", "answer_tokens",
+    "batch.max_jobs", "batch.max_tokens", "batch.max_wait_s",
     "retry.max_attempts", "retry.backoff_s", "retry.backoff_max_s", "retry.jitter",
 )  # fmt: skip
+GATE = (
+    "max_shut_s",
+    *(f"{bucket}.{key}" for bucket in ("requests", "tokens", "rows") for key in ("limit", "rate", "per", "burst")),
+)
 COMMON = (
     "retention.record_s", "retention.result_s", "retention.idempotency_s", "retention.dead_s",
     "lease.duration_s", "lease.renew_every_s",
@@ -182,6 +186,9 @@ def _override(reading: Reading, environ: Mapping[str, str]) -> None:
     names = [name for name, value in queues.items() if isinstance(value, dict)]
     known = {_variable(key): key for key in COMMON}
     known |= {_variable(f"{name}.{key}"): f"queues.{name}.{key}" for name in names for key in SCALARS}
+    gates = reading.values.get("gates")
+    for name in gates if isinstance(gates, dict) else ():
+        known |= {_variable(f"gates.{name}.{key}"): f"gates.{name}.{key}" for key in GATE}
     for variable, value in sorted(environ.items()):  # CELERY_* first, so that a queue's own variable wins
         if variable in known:
             _put(reading, known[variable], value, variable)

@@ -43,6 +43,7 @@ class Request(request.Request):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._argsrepr = self._kwargsrepr = message.HIDDEN  # also for jobs of producers that show what they carry
         self._request_dict["forebay_delivery"] = self._message.delivery_tag
+        self._request_dict["forebay_charge"] = self.charge
         self._ending = False
 
     _settle: Settle = staticmethod(Broker.done)
@@ -51,6 +52,11 @@ class Request(request.Request):  # type: ignore[misc]
     def delivery(self) -> Delivery:
         """The number and the job that every settle carries."""
         return Delivery.of_tag(self._message.delivery_tag)
+
+    @property
+    def charge(self) -> str:
+        """What a gate charged for this delivery: see `worker.gates.Charge`."""
+        return str((self._message.delivery_info or {}).get("charge", ""))
 
     # Running.
 

@@ -39,6 +39,9 @@ DRAINING = frozenset(
         "replay",
         "purge",
         "edit",
+        "permit",
+        "put_back",
+        "shut",
     }
 )
 #: Scripts that only look.
@@ -47,13 +50,17 @@ NAMES = DRAINING | READING | {"accept"}
 #: What a running job publishes is accepted also when Redis is out of memory: it would not end otherwise.
 SAME = {"publish": "accept"}
 
+#: What stands before every script, and what before one of them.
+SHARED = ("moments", "gate", "prelude")
+PARTS = {"fetch": ("admission",)}
+
 
 @cache
 def source(name: str) -> str:
     """Return the whole text of a script as Redis gets it: flags, key builders, prelude, body."""
     flags = f"#!lua flags={_flags(name)}\n"
     orders = f"local STEPS = {_table(STEPS)}\nlocal ORDER = {_table(FETCH_ORDER)}\n"
-    return flags + keys.lua() + orders + _read("prelude") + _read(name)
+    return flags + keys.lua() + orders + "".join(map(_read, (*SHARED, *PARTS.get(name, ()), name)))
 
 
 def load(client: redis.Redis) -> dict[str, Script]:

@@ -12,9 +12,10 @@ from celery.canvas import Signature
 from celery.exceptions import Ignore, Reject, Retry
 from redis.exceptions import RedisError
 
-from worker import broker, cancellation, children, outcome
+from worker import broker, cancellation, children, gates, outcome
 from worker.broker import Broker, Delivery
 from worker.errors import BrokerUnavailable
+from worker.gates import Charge, Meter
 from worker.message import HIDDEN
 from worker.outcome import Fault
 from worker.policy import Queue
@@ -120,7 +121,8 @@ class Job(Task):  # type: ignore[misc]
         with cancellation.running(self.request.id), children.shielded():
             records = self._start(delivery, args, kwargs)
             try:
-                value = self._guarded(*args, **kwargs)
+                with gates.metered(self._meter(records)):
+                    value = self._guarded(*args, **kwargs)
             except Exception:
                 self._confirm(records, delivery)
                 if cancellation.is_cancelled(self.request.id):
@@ -185,6 +187,11 @@ class Job(Task):  # type: ignore[misc]
             if isinstance(error, SystemExit | KeyboardInterrupt) and current_process().name != "MainProcess":
                 raise
             raise BodyFailed(f"the task called for the end of its process: {error!r}") from error
+
+    def _meter(self, records: Broker) -> Meter:
+        step = (self.request.delivery_info or {}).get("priority")
+        charge = Charge.of(self.request.get("forebay_charge"))
+        return Meter(records, self.lane, step if isinstance(step, int) else 0, charge)
 
     def _delivery(self) -> Delivery | None:
         tag = self.request.get("forebay_delivery")

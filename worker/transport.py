@@ -20,22 +20,36 @@ from typing import Any
 
 from celery import current_task
 from kombu import Connection
+from kombu.asynchronous import get_event_loop
 from kombu.message import Message
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, OutOfMemoryError, ResponseError
+from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError, ResponseError
 
-from worker import lease, message, scripts
-from worker.broker import Broker, Delivery, Fetched, Submission, client_of, fetch_args, full, parse_fetched
+from worker import gates, gathering, lease, message, scripts
+from worker.broker import (
+    NO_RULES,
+    Broker,
+    Delivery,
+    Fetched,
+    Submission,
+    Wanted,
+    client_of,
+    fetch_args,
+    full,
+    parse_fetched,
+)
 from worker.policy import load as load_policy
 
 logger = logging.getLogger(__name__)
 
 #: An idle channel looks again after this long even if no bell rang: plain Celery producers do not ring.
 NAP_S = 1.0
+#: A nap shorter than this is ended by a timer of our own.
+PRECISE_S = 0.5
 #: The most jobs that one fetch hands out.
 HANDFUL = 64
 
@@ -49,7 +63,10 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]
     def settle(self, delivery_tag: str, settle: lease.Settle) -> None:
         """Settle a delivery with one of the broker's steps, then make room for the next. Any thread may call it."""
         self.channel.lease.settle(Delivery.of_tag(delivery_tag), settle)
+        was_full = not self.can_consume()
         virtual.QoS.ack(self, delivery_tag)
+        if was_full:
+            self.channel.wake()
 
     def ack(self, delivery_tag: str) -> None:
         self.settle(delivery_tag, Broker.done)
@@ -83,7 +100,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         self._plain_queues: set[str] = set()  # consumed without acknowledgement: replies to remote control
         self._idle = False
         self._nap_s = NAP_S
-        self._deaf = False  # woken by no bell
+        self._deaf: frozenset[str] = frozenset()  # the queues whose bells do not wake it
+        self._alarm: Any = None
         self._awaiting = "EVALSHA"
         self._fetch = 0  # the number of the fetch under way
         super().__init__(*args, **kwargs)
@@ -155,20 +173,20 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         return super().basic_consume(queue, no_ack, *args, **kwargs)
 
     def _brpop_start(self, timeout: float | None = None) -> None:
-        queues = self._queue_cycle.consume(len(self.active_queues))
-        if not queues:
+        wanted = self._wanted(self._queue_cycle.consume(len(self.active_queues)))
+        if not wanted:
             return
         connection = self.client.connection
         self._in_poll = connection
         self._brpop_sent_at = monotonic()
         if self._idle:
             self._awaiting = "BRPOP"
-            keys = self.broker.keys
-            bells = [keys.bell(self.lease.owner)] if self._deaf else [keys.bell(queue) for queue in queues]
-            connection.send_command("BRPOP", *bells, self._nap_s)
+            bells = [self.lease.owner, *(each.queue for each in wanted if each.queue not in self._deaf)]
+            connection.send_command("BRPOP", *map(self.broker.keys.bell, bells), self._nap_s)
+            self._set_alarm()
         else:
             self._awaiting = "EVALSHA"
-            args = self._fetch_args(queues, self._room())
+            args = self._fetch_args(wanted, self._room())
             connection.send_command("EVALSHA", self.broker.scripts["fetch"].sha, 0, self.broker.keys.prefix, *args)
 
     def _brpop_read(self, **options: Any) -> bool:
@@ -198,6 +216,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             raise RedisConnectionError(str(error)) from error
         if self._awaiting == "BRPOP":
             self._idle = False
+            self._stop_alarm()
             return []
         fetched = parse_fetched(reply)
         self._idle = not fetched.jobs
@@ -221,21 +240,61 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             finally:
                 self._break_off()
 
+    # Naps and what ends them.
+
+    def wake(self) -> None:
+        """Let the event loop fetch again because there is room. Any thread may call it."""
+        hub = get_event_loop()
+        if self._in_poll and self._awaiting == "BRPOP":
+            self._ring_self()
+        elif hub is not None:
+            hub.call_soon(_nothing)
+
+    def _set_alarm(self) -> None:
+        """End a short nap in time: Redis itself ends a blocked pop only about every 100 ms."""
+        hub = get_event_loop()
+        if hub is not None and self._nap_s < PRECISE_S:
+            self._alarm = hub.call_later(self._nap_s, self._ring_self)
+
+    def _stop_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+
+    def _ring_self(self) -> None:
+        try:
+            self._ring(self.lease.owner)
+        except RedisError as error:  # the nap ends by itself
+            logger.debug("own bell not rung: %s", error)
+
+    def _wanted(self, queues: list[str]) -> list[Wanted]:
+        """Return the queues to fetch from and how: without those that have no room for another batch."""
+        wanted = []
+        for queue in queues:
+            gatherer = gathering.of_queue.get(queue)
+            if queue in self._plain_queues:
+                wanted.append(Wanted(queue, "plain"))
+            elif gatherer is None:
+                wanted.append(Wanted(queue))
+            elif gatherer.room > 0:
+                wanted.append(Wanted(queue, "batch", gatherer.room))
+        return wanted
+
     def _room(self) -> int:
         free = self.qos.can_consume_max_estimate()
         return HANDFUL if free is None else max(1, min(HANDFUL, free))
 
-    def _fetch_args(self, queues: list[str], most: int, plain: bool | None = None) -> list[str | int | float]:
-        pairs = [(queue, queue in self._plain_queues if plain is None else plain) for queue in queues]
-        leased = [queue for queue, is_plain in pairs if not is_plain]
+    def _fetch_args(self, wanted: list[Wanted], most: int, gated: bool = True) -> list[str | int | float]:
+        leased = tuple(sorted(each.queue for each in wanted if each.mode != "plain"))
         if leased:
             self.lease.keep(leased)
         self._fetch = next(self.broker.fetches)
-        return fetch_args(self.lease.owner, self.lease.duration_s, pairs, most, self._fetch)
+        rules = gates.rules(leased, gates.enabled()) if gated else NO_RULES
+        return fetch_args(self.lease.owner, self.lease.duration_s, wanted, most, self._fetch, rules)
 
-    def _fetch_now(self, queue: str, most: int, plain: bool) -> list[Fetched]:
+    def _fetch_now(self, wanted: Wanted, most: int, gated: bool) -> list[Fetched]:
         """Fetch in the caller, outside of the event loop."""
-        args = self._fetch_args([queue], most, plain)
+        args = self._fetch_args([wanted], most, gated)
         number = self._fetch
         try:
             return parse_fetched(self.broker.run("fetch", *args)).jobs
@@ -252,6 +311,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             while undelivered:
                 self._deliver(undelivered.pop(0))
         finally:
+            gathering.close_all()
             self._give_back(undelivered)
 
     def _deliver(self, fetched: Fetched) -> None:
@@ -290,6 +350,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             )
             return None
         payload["properties"]["delivery_tag"] = fetched.delivery.tag
+        payload["properties"]["delivery_info"]["charge"] = fetched.charge
         if fetched.delivery.number > 1:
             payload["properties"]["delivery_info"]["redelivered"] = True
             payload["headers"]["redelivered"] = True
@@ -297,7 +358,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
 
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Message | None:
         """Fetch one message in the caller (SimpleQueue), leased like any other unless ``no_ack``."""
-        for fetched in self._fetch_now(queue, 1, plain=no_ack):
+        for fetched in self._fetch_now(Wanted(queue, "plain" if no_ack else "lease"), 1, gated=True):
             payload = self._payload(fetched)
             if payload is not None:
                 received = self.Message(payload[0], channel=self)
@@ -320,7 +381,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         purged = 0
         drop: Callable[[Broker, Delivery], str] = lambda broker, delivery: broker.drop(delivery, "cancelled")  # noqa: E731
         while True:
-            fetched = self._fetch_now(queue, HANDFUL, plain=False)
+            fetched = self._fetch_now(Wanted(queue), HANDFUL, gated=False)
             if not fetched:
                 return purged
             for each in fetched:
@@ -355,6 +416,10 @@ class SentinelTransport(kombu_redis.SentinelTransport):  # type: ignore[misc]
 Connection.resolve_aliases.update(
     {"worker.transport:Transport": "redis", "worker.transport:SentinelTransport": "sentinel"}
 )
+
+
+def _nothing() -> None:
+    """Do nothing but turn the event loop once."""
 
 
 def _running() -> Delivery | None:

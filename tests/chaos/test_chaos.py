@@ -96,7 +96,7 @@ def test_what_is_lost_and_doubled_is_found_in_redis_and_postgresql(broker: Broke
         return {name: Accepted(enqueue.embedding(name).id, "embedding") for name in names}
 
     sent = jobs("good", "without effect", "doubled")
-    for fetched in broker.fetch("a worker", 60, [("embedding", False)], 3):
+    for fetched in broker.fetch("a worker", 60, ["embedding"], 3):
         broker.start(fetched.delivery)
         broker.done(fetched.delivery)
     for name, copies in {"good": 1, "doubled": 2}.items():

@@ -58,7 +58,7 @@ def die(broker: Broker, job_id: str = "a", queue: str = "chat", reason: str = "f
 
 
 def bury(broker: Broker, queue: str = "chat", reason: str = "failed") -> str:
-    (fetched,) = broker.fetch("a worker", 60, [(queue, False)], 1)
+    (fetched,) = broker.fetch("a worker", 60, [queue], 1)
     broker.bury(fetched.delivery, reason, "ValueError: [/no] 7", f'  File "{__file__}", line 1, in body')
     return fetched.delivery.id
 
@@ -135,7 +135,7 @@ def test_two_thousand_letters_are_found_in_portions_of_any_filter(broker: Broker
     broker.accept_many(
         [Submission(name, "chat", 0, "tasks.chat", text.replace('"id":"x"', f'"id":"{name}"')) for name in names]
     )
-    for fetched in broker.fetch("a worker", 60, [("chat", False)], 2000):
+    for fetched in broker.fetch("a worker", 60, ["chat"], 2000):
         rare = fetched.delivery.id in ("3", "1999")
         broker.bury(fetched.delivery, "rare" if rare else "failed", "")
     for name in names[:1200]:  # more than a page died in one moment
@@ -169,7 +169,7 @@ def test_a_replay_begins_a_life_without_attempts_deadline_or_orphans(broker: Bro
     assert deadletters.replay(broker, "a") == "replayed"
     assert deadletters.replay(broker, "a") == "queued", "a second replay is harmless"
     assert deadletters.replay(broker, "none") == ""
-    first, second = broker.fetch("a worker", 60, [("chat", False)], 2)
+    first, second = broker.fetch("a worker", 60, ["chat"], 2)
     assert (first.delivery.id, second.delivery.id) == ("before", "a"), "at the tail"
     headers = json.loads(second.message)["headers"]
     assert (headers["retries"], headers["expires"]) == (0, None)
@@ -253,7 +253,7 @@ def test_a_message_that_names_no_job_keeps_its_job_when_it_comes_back(broker: Br
     one, two = bury(broker), bury(broker)
     assert one != two
     assert {deadletters.replay(broker, one), deadletters.replay(broker, two)} == {"replayed"}
-    fetched = broker.fetch("vanished", 0, [("chat", False)], 2)
+    fetched = broker.fetch("vanished", 0, ["chat"], 2)
     assert {each.delivery.id for each in fetched} == {one, two}
     broker.sweep()
     assert {bury(broker), bury(broker)} == {one, two}

@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 
 from tests.queue_model import HELD, LATER, Model
 from worker.audit import audit
-from worker.broker import Broker, Delivery, Submission, fetch_args, parse_fetched
+from worker.broker import Broker, Delivery, Submission, Wanted, fetch_args, parse_fetched
 from worker.policy import load as load_policy
 from worker.priority import STEPS
 
@@ -338,7 +338,7 @@ class History(RuleBasedStateMachine):
         assert said == self.model.accept(job, queue, step, message, _score(due), deadline == PAST, key)
 
     def _fetch(self, owner: str, queues: list[str], most: int, number: int) -> None:
-        args = fetch_args(owner, FOREVER_S, [(queue, False) for queue in queues], most, number)
+        args = fetch_args(owner, FOREVER_S, [Wanted(queue) for queue in queues], most, number)
         jobs = parse_fetched(self.broker.run("fetch", *args)).jobs
         fetched = [(each.delivery.id, each.delivery.number, each.message) for each in jobs]
         assert fetched == self.model.fetch(owner, queues, most, number)

@@ -7,11 +7,11 @@ import pytest
 from tests.eventually import eventually
 from worker import broker as brokers
 from worker import message
-from worker.broker import Broker, Fetched, Submission
+from worker.broker import Broker, Fetched, Submission, Wanted
 from worker.errors import QueueFull
 from worker.policy import load as load_policy
 
-CHAT = [("chat", False)]
+CHAT = ["chat"]
 LEASE_S = 60.0
 
 
@@ -279,7 +279,7 @@ def test_a_fetch_whose_reply_was_lost_is_given_up(broker: Broker) -> None:
     number = next(broker.fetches) - 1
     assert broker.reclaim("cut", number) == 1
     assert (state(broker, "kept"), state(broker, "lost")) == ("leased", "queued")
-    late = brokers.fetch_args("cut", 60, [("chat", False)], 1, number)
+    late = brokers.fetch_args("cut", 60, [Wanted("chat")], 1, number)
     assert brokers.parse_fetched(broker.run("fetch", *late)).jobs == []  # it reached Redis after it was given up
     assert [each.delivery.id for each in fetch(broker, owner="cut")] == ["lost"]
     assert broker.done(kept.delivery) == "done"

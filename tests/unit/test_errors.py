@@ -12,6 +12,7 @@ from worker.errors import (
     ForebayError,
     JobFailed,
     JobRefused,
+    NoPermit,
     QueueFull,
     ResultTimeout,
     UnknownJob,
@@ -26,6 +27,8 @@ EACH = [
     UnknownJob("an-id"),
     ResultTimeout("an-id"),
     JobFailed("an-id", "dead", "ValueError: no"),
+    NoPermit("provider", 1.5),
+    NoPermit("provider", None),
 ]
 
 

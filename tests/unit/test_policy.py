@@ -121,7 +121,7 @@ def test_a_key_of_another_pool_is_a_fault(write: Write, pool: str, key: str) -> 
     ("lines", "at", "key", "text"),
     [
         ("concurency: 4", 5, "concurency", "did you mean concurrency?"),
-        ("zzz: 4", 5, "zzz", "unknown key; known are batch, concurrency"),
+        ("zzz: 4", 5, "zzz", "unknown key; known are answer_tokens, batch, concurrency"),
         ("name: other", 5, "name", "leave it out; the key is the name"),
         ("concurrency: 0", 5, "concurrency", "0: must be greater than or equal to 1"),
         ("concurrency: 5000", 5, "concurrency", "must be less than or equal to 4096"),
@@ -149,7 +149,7 @@ def test_a_key_of_another_pool_is_a_fault(write: Write, pool: str, key: str) -> 
         ("batch: 3", 5, "batch", "must be a mapping"),
         ("batch:\n      max_jobs: 0", 6, "batch.max_jobs", "must be greater than or equal to 1"),
         ("batch:\n      max_wait_s: -1", 6, "batch.max_wait_s", "must be greater than or equal to 0"),
-        ("batch:\n      max_job: 4", 6, "batch.max_job", "known are max_jobs, max_wait_s; did you mean max_jobs?"),
+        ("batch:\n      max_job: 4", 6, "batch.max_job", "known are max_jobs, max_tokens, max_wait_s; did you mean"),
         ("retry: [1]", 5, "retry", "must be a mapping"),
         ("retry:\n      max_attempts: 0", 6, "retry.max_attempts", "must be greater than or equal to 1"),
         ("retry:\n      jitter: 1.5", 6, "retry.jitter", "must be less than or equal to 1"),
@@ -194,7 +194,7 @@ def test_a_fault_is_named_by_line_key_value_and_what_is_allowed(
         ),
         (
             f"{PLAIN}leases: {{}}\n",
-            "5: leases: {}: unknown key; known are lease, queues, retention; did you mean lease?",
+            "5: leases: {}: unknown key; known are gates, lease, queues, retention; did you mean lease?",
         ),
         (
             f"{PLAIN}lease: {{duration_s: 8, renew_every_s: 3}}\n",
@@ -208,7 +208,7 @@ def test_a_fault_is_named_by_line_key_value_and_what_is_allowed(
         (f"{PLAIN}retention: {{result_s: 0.5}}\n", "5: retention.result_s: 0.5: must be greater than or equal to 1"),
         (
             "queues:\n  retry: {task: a, pool: solo, jitter: 1}\n",
-            "2: queues.retry.jitter: 1: unknown key; known are batch",
+            "2: queues.retry.jitter: 1: unknown key; known are answer_tokens, batch",
         ),
     ],
 )

@@ -71,9 +71,10 @@ def queues(as_json_: AsJson = False) -> None:
     """Show what is pending by priority, running and delayed, and the workers."""
     policy = load_policy()
     client = broker.connect()
-    states, holders = overview.queues(client, policy), overview.workers(client)
+    states, gates, holders = overview.queues(client, policy), overview.gates(client, policy), overview.workers(client)
     if as_json_:
-        as_json({"queues": [state.as_dict() for state in states], "workers": [vars(holder) for holder in holders]})
+        shown = {"queues": [state.as_dict() for state in states], "gates": [gate.as_dict() for gate in gates]}
+        as_json({**shown, "workers": [vars(holder) for holder in holders]})
         return
     names = list(states[0].pending)
     table(
@@ -93,10 +94,28 @@ def queues(as_json_: AsJson = False) -> None:
             for state in states
         ],
     )
+    if gates:
+        columns = ("gate", "level", "filled", "shut for (s)", "reason", "refusals", "waiting")
+        table("Gates", columns, [_gate(gate) for gate in gates])
     table(
         "Workers",
         ("node", "pid", "queues", "in hand", "lease left (s)"),
         [(each.node, str(each.pid), ", ".join(each.queues), each.held, f"{each.lease_left_s:.1f}") for each in holders],
+    )
+
+
+def _gate(gate: overview.GateState) -> tuple[object, ...]:
+    levels = [f"{name} {level:,.0f} of {most:,.0f}" for name, (level, most, _) in gate.buckets.items()]
+    rates = [f"{name} {per_s:,.2f}/s" for name, (_, _, per_s) in gate.buckets.items()]
+    learned = [f"learned: {gate.learned:.0%}"] if gate.learned < 1 else []
+    return (
+        gate.name,
+        ", ".join(levels) or "no limit",
+        ", ".join([*rates, *learned]) or "-",
+        f"{gate.shut_s:.1f}" if gate.shut_s else "-",
+        gate.reason or "-",
+        gate.refusals,
+        ", ".join(gate.waiting) or "-",
     )
 
 

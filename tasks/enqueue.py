@@ -13,6 +13,7 @@ from tasks.payloads import BulkInsert, Chat, Embedding, JobPayload, check
 from worker import broker, message
 from worker.broker import Submission
 from worker.errors import JobRefused
+from worker.policy import Queue
 from worker.policy import load as load_policy
 from worker.priority import Priority
 from worker.priority import parse as parse_priority
@@ -131,6 +132,9 @@ def _submission(payload: JobPayload, options: Options) -> Submission:
             f"{queue.max_payload_bytes}; send less or raise max_payload_bytes in queues.yaml",
         )
     tenant = _identifier("tenant", options.tenant)
+    fields = {"tenant": tenant} if tenant else {}
+    if queue.gate or queue.batch:
+        fields["cost"] = str(_cost(payload, queue))
     return Submission(
         id=job_id,
         queue=queue.name,
@@ -141,8 +145,22 @@ def _submission(payload: JobPayload, options: Options) -> Submission:
         deadline=_moment("deadline", options.deadline),
         idempotency_key=_identifier("idempotency_key", options.idempotency_key),
         max_length=queue.max_length,
-        fields={"tenant": tenant} if tenant else {},
+        fields=fields,
     )
+
+
+def _cost(payload: JobPayload, queue: Queue) -> int:
+    """Return what a job is reckoned to cost. Raises `JobRefused` when its gate never lets so much through at once."""
+    cost = payload.cost()
+    bucket = load_policy().gates[queue.gate].cost if queue.gate else None
+    if bucket and cost > bucket.capacity:
+        raise JobRefused(
+            "cost",
+            cost,
+            f"is more than gate {queue.gate} ever lets through at once ({bucket.capacity:g}); "
+            f"send less or raise its burst in queues.yaml",
+        )
+    return cost
 
 
 def _options(options: Options | None, rest: dict[str, Any]) -> tuple[Options, dict[str, Any]]:

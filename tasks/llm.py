@@ -26,6 +26,7 @@ from tenacity import (
     wait_exponential,
 )
 
+from tasks import tokens
 from tasks.call import Call, limited, watch
 from worker.errors import ForebayError
 
@@ -96,15 +97,6 @@ class Vectors:
     vectors: list[list[float]]
     model: str
     prompt_tokens: int
-
-
-def estimate_tokens(text: str) -> int:
-    """Return about how many tokens a text has: one for each 4 bytes of UTF-8, rounded up.
-
-    OpenAI's rule of thumb is 4 characters a token of English; counting bytes keeps other scripts from being
-    underestimated.
-    """
-    return -(-len(text.encode("utf-8", "surrogatepass")) // 4)
 
 
 def chat(
@@ -220,8 +212,8 @@ def _assembled(parts: Iterable[ChatCompletionChunk], messages: Sequence[Message]
         text=text,
         model=model,
         finish_reason=finish_reason,
-        prompt_tokens=usage.prompt_tokens if usage else sum(estimate_tokens(str(m.get("content"))) for m in messages),
-        completion_tokens=usage.completion_tokens if usage else estimate_tokens(text),
+        prompt_tokens=usage.prompt_tokens if usage else sum(tokens.estimate(str(m.get("content"))) for m in messages),
+        completion_tokens=usage.completion_tokens if usage else tokens.estimate(text),
         tool_calls=[call for _, call in sorted(calls.items())],
     )
 

@@ -1,11 +1,13 @@
 """Say what each kind of job is given, and refuse anything else before it is sent."""
 
+import json
 import re
 from typing import Annotated, Any, ClassVar, TypeVar
 from uuid import uuid4
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from tasks import tokens
 from worker.errors import JobRefused
 from worker.policy import load as load_policy
 from worker.priority import Priority
@@ -45,6 +47,10 @@ class JobPayload(BaseModel):
     task: ClassVar[str]
     priority: ClassVar[Priority] = Priority.NORMAL
 
+    def cost(self) -> int:
+        """Return what the job is reckoned to take from its gate: LLM tokens, or rows."""
+        raise NotImplementedError
+
 
 class Chat(JobPayload):
     """One turn of a conversation. Without ``conversation`` a new one begins."""
@@ -64,6 +70,12 @@ class Chat(JobPayload):
     tools: list[dict[str, Any]] | None = None
     history: int = Field(default=15, ge=1, le=1000)
 
+    def cost(self) -> int:
+        """Return the tokens of what is known here and of the answer; the history is added when the call is made."""
+        tools = json.dumps(self.tools) if self.tools else ""
+        answer = self.max_tokens or load_policy().queue(self.queue).answer_tokens
+        return tokens.estimate(self.message) + tokens.estimate(self.system or "") + tokens.estimate(tools) + answer
+
 
 class Embedding(JobPayload):
     """One text to be kept with its vector under ``key`` (by default the job's id)."""
@@ -74,6 +86,9 @@ class Embedding(JobPayload):
     text: Text
     key: Name | None = None
     model: Name | None = None
+
+    def cost(self) -> int:
+        return tokens.estimate(self.text)
 
 
 class BulkInsert(JobPayload):
@@ -86,6 +101,9 @@ class BulkInsert(JobPayload):
     table: Name
     columns: list[Name] = Field(min_length=1)
     rows: list[list[Cell]] = Field(min_length=1)
+
+    def cost(self) -> int:
+        return len(self.rows)
 
     @model_validator(mode="after")
     def _fits(self) -> "BulkInsert":

@@ -1,8 +1,8 @@
 """Gather jobs into batches: many deliveries, one call, and for each job its own result, retry, event and settle.
 
 A task that batches names `strategy` as its Celery strategy and has ``run_batch``. The fetch script gathers a batch and
-hands it over whole: see `worker.gathering`. A thread of the pool runs it and, for each job, Celery's own tracer with the
-job's share of the batch's answer: results, signals, links, chords, retries and events are those of any other task.
+hands it over whole: see `worker.gathering`. A thread of the pool runs it and, for each job, Celery's own tracer with
+the job's share of the batch's answer: results, signals, links, chords, retries and events are those of any other task.
 """
 
 import logging
@@ -56,7 +56,7 @@ def strategy(task: BatchJob, app: Any, consumer: Any) -> Any:
         pool.apply_async(run, (task, batch, gatherer.ended), callback=lambda _: None)
 
     # what a gate has charged for is to run at once
-    ahead = 0 if queue.gate else pool.limit * max(0, queue.prefetch_multiplier - 1)
+    ahead = 0 if gates.is_limited(queue) else pool.limit * max(0, queue.prefetch_multiplier - 1)
     # one for all connections: what was handed over before a reconnect still takes its slots
     gatherer = gathering.of_queue.setdefault(queue.name, Gatherer(pool.limit, ahead, send))
     one_by_one = consumer.on_task_request

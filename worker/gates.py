@@ -36,6 +36,12 @@ def enabled() -> bool:
     return os.environ.get("RATE_LIMIT_ENABLED", "").strip().lower() not in OFF
 
 
+def is_limited(queue: Queue) -> bool:
+    """Return whether a queue's gate charges for calls, rather than only shuts when a provider refuses."""
+    gate = load_policy().gates[queue.gate] if queue.gate and enabled() else None
+    return gate is not None and gate.is_limited
+
+
 @cache
 def rules(queues: tuple[str, ...], limited: bool = True) -> str:
     """Return the rules of queues as the fetch script takes them; empty for queues that declare none."""

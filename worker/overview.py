@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from worker.broker import Broker
-from worker.policy import Policy
+from worker.gates import RECOVERS_PER_S
+from worker.policy import Gate, Policy
 from worker.priority import FETCH_ORDER, of_step
 
 
@@ -110,6 +111,57 @@ def stats(broker: Broker, names: Sequence[str]) -> list[Stats]:
         workers=len(holders),
     )
     return [*found, total]
+
+
+@dataclass(frozen=True)
+class GateState:
+    """One gate. Levels and limits by bucket, as (now there, capacity, filled each second, at the learned share)."""
+
+    name: str
+    buckets: dict[str, tuple[float, float, float]]
+    shut_s: float
+    reason: str
+    learned: float
+    refusals: int
+    waiting: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        buckets = {
+            name: {"level": level, "capacity": capacity, "per_s": per_s}
+            for name, (level, capacity, per_s) in self.buckets.items()
+        }
+        return {**asdict(self), "buckets": buckets}
+
+
+def gates(broker: Broker, policy: Policy) -> list[GateState]:
+    """Return every declared gate as it is now."""
+    seconds, micros = broker.redis.time()
+    now = seconds + micros / 1e6
+    return [_gate(broker, name, gate, now) for name, gate in policy.gates.items()]
+
+
+def _gate(broker: Broker, name: str, gate: Gate, now: float) -> GateState:
+    known = {key.decode(): value.decode() for key, value in broker.redis.hgetall(broker.keys.gate(name)).items()}
+    grown = RECOVERS_PER_S * (now - float(known.get("learned_at", now)))
+    learned = min(1.0, float(known.get("learned", 1)) + grown)
+    buckets = {}
+    for title, field, bucket, least in (
+        ("requests", "calls", gate.requests, 1),
+        ("tokens", "cost", gate.tokens, 0),
+        ("rows", "cost", gate.rows, 0),
+    ):
+        if bucket:
+            per_s = bucket.filled_per_s(least) * learned
+            level = float(known.get(field, bucket.capacity)) + per_s * (now - float(known.get("at", now)))
+            buckets[title] = (min(bucket.capacity, level), float(bucket.capacity), per_s)
+    shut_s = max(0.0, float(known.get("shut_until", 0)) - now)
+    waiting = [
+        key.removeprefix("want:")
+        for key, value in sorted(known.items())
+        if key.startswith("want:") and float(value.split()[4]) > now
+    ]
+    reason = known.get("reason", "") if shut_s else ""
+    return GateState(name, buckets, shut_s, reason, learned, int(known.get("refusals", 0)), waiting)
 
 
 def queues(broker: Broker, policy: Policy) -> list[QueueState]:

@@ -181,6 +181,11 @@ class Gate(Model):
         return rows
 
     @property
+    def is_limited(self) -> bool:
+        """Whether it charges for anything: one without buckets only shuts when its provider refuses."""
+        return bool(self.requests or self.cost)
+
+    @property
     def cost(self) -> Bucket | None:
         """The bucket that a job's own cost is taken from."""
         return self.tokens or self.rows
@@ -277,8 +282,7 @@ class Policy(Model):
                     f"{queue.name}.gate: {queue.gate!r} is not declared; gates has "
                     f"{', '.join(gates) or 'none'}{nearest(queue.gate, gates)}"
                 )
-            limited = gates[queue.gate].requests or gates[queue.gate].cost
-            if limited and not queue.batch and queue.prefetch_multiplier != 1:
+            if gates[queue.gate].is_limited and not queue.batch and queue.prefetch_multiplier != 1:
                 raise ValueError(
                     f"{queue.name}.prefetch_multiplier: must be 1 behind gate {queue.gate}, "
                     "for what is fetched is charged and is to run at once"

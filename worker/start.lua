@@ -3,10 +3,7 @@
 -- RETURNS 'started' | 'cancelled' | 'expired' | 'settled' | 'late'
 local id, now = ARGV[2], clock()
 local queue, why = holding(id, ARGV[3])
-if not queue then
-  if why == 'late' then count_late(id) end
-  return why
-end
+if not queue then return why end -- nothing ran: it is no late finish
 local known = redis.call('HMGET', key.job(id), 'cancel', 'deadline')
 if known[1] then return 'cancelled' end
 if known[2] and tonumber(known[2]) < now then return 'expired' end

@@ -1,12 +1,17 @@
 """Rate limits in the fetch: what a gate lets through, in which order, and what is put back."""
 
 import json
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.eventually import eventually
+from tests.integration import probes
+from tests.workers import Workers
 from worker import gates, message
 from worker.broker import Broker, Delivery, Fetched, Submission, Wanted
 from worker.errors import NoPermit
@@ -15,6 +20,7 @@ from worker.policy import Bucket, Gate
 from worker.priority import Priority
 
 LEASE_S = 60.0
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def rules(queues: dict[str, dict[str, Any]] | None = None, **gate: Any) -> str:
@@ -387,3 +393,56 @@ def test_a_delivery_keeps_its_charge_to_itself(broker: Broker) -> None:
     broker.start(one.delivery)
     broker.done(one.delivery)
     assert not {b"gate", b"calls", b"charged"} & set(broker.redis.hgetall(broker.keys.job("a")))
+
+
+# Whole workers.
+
+
+@pytest.fixture
+def limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A queues.yaml whose chat queue lets 20 jobs a second through, 2 at once."""
+    text = (ROOT / "queues.yaml").read_text(encoding="utf-8")
+    path = tmp_path / "queues.yaml"
+    limits = "gates:\n  provider:\n    requests: {rate: 20, per: second, burst: 2}"
+    path.write_text(text.replace("gates:\n  provider:", limits), encoding="utf-8")
+    return path
+
+
+def commands(broker: Broker) -> int:
+    """How many commands of a worker's loop Redis has been sent."""
+    stats = broker.redis.info("commandstats")
+    return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("evalsha", "brpop", "lpush", "publish"))
+
+
+def test_gated_workers_take_jobs_at_the_rate_the_urgent_first_and_leave_redis_in_peace(
+    workers: Workers, broker: Broker, limited: Path
+) -> None:
+    running = [workers.probes("threads", 4, FOREBAY_QUEUES=str(limited)) for _ in range(2)]
+    jobs = [probes.mark.apply_async((str(number),), priority=Priority.BATCH.step) for number in range(40)]
+    urgent = probes.mark.apply_async(("urgent",), priority=Priority.CRITICAL.step)
+    eventually(lambda: ran(broker) == 41)
+    taken = {job.id: float(broker.redis.hget(broker.keys.job(job.id), "leased_at")) for job in [*jobs, urgent]}
+    in_order = sorted(taken.values())
+    for first, after_a_second in zip(in_order, in_order[22:], strict=False):
+        assert after_a_second - first >= 1  # by Redis' clock: 20 a second and 2 at once
+    assert taken[urgent.id] < in_order[30]
+    broker.run("shut", json.dumps(gates.of_gate("provider", Gate())), "100", "a test")
+    probes.mark.apply_async(("waits",))
+    eventually(lambda: broker.redis.hexists(broker.keys.gate("provider"), "want:chat"))
+    before, at = commands(broker), time.monotonic()
+    eventually(lambda: time.monotonic() - at > 2)
+    assert (commands(broker) - before) / len(running) / (time.monotonic() - at) < 10
+    assert ran(broker) == 41
+
+
+def test_a_job_that_ends_while_all_hands_are_full_lets_the_next_one_in_at_once(
+    workers: Workers, broker: Broker
+) -> None:
+    workers.probes("threads", 1)
+    for number in range(30):  # at a nap each this would be half a minute
+        probes.mark.apply_async((str(number),))
+    eventually(lambda: ran(broker) == 30, timeout_s=15)
+
+
+def ran(broker: Broker) -> int:
+    return int(broker.redis.llen("probe:ran"))

@@ -63,10 +63,7 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]
     def settle(self, delivery_tag: str, settle: lease.Settle) -> None:
         """Settle a delivery with one of the broker's steps, then make room for the next. Any thread may call it."""
         self.channel.lease.settle(Delivery.of_tag(delivery_tag), settle)
-        was_full = not self.can_consume()
         virtual.QoS.ack(self, delivery_tag)
-        if was_full:
-            self.channel.wake()
 
     def ack(self, delivery_tag: str) -> None:
         self.settle(delivery_tag, Broker.done)

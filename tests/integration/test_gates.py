@@ -435,14 +435,5 @@ def test_gated_workers_take_jobs_at_the_rate_the_urgent_first_and_leave_redis_in
     assert ran(broker) == 41
 
 
-def test_a_job_that_ends_while_all_hands_are_full_lets_the_next_one_in_at_once(
-    workers: Workers, broker: Broker
-) -> None:
-    workers.probes("threads", 1)
-    for number in range(30):  # at a nap each this would be half a minute
-        probes.mark.apply_async((str(number),))
-    eventually(lambda: ran(broker) == 30, timeout_s=15)
-
-
 def ran(broker: Broker) -> int:
     return int(broker.redis.llen("probe:ran"))

@@ -38,14 +38,27 @@ def insert(job_id: str | None, table: str, columns: Sequence[str], rows: Sequenc
     Raises TableError for an unknown table or column, RowError for a row that cannot be encoded or that the
     server refuses; `errors.fault_of` tells what any other error means.
     """
+    return insert_all(table, columns, [(job_id, rows)])[0]
+
+
+def insert_all(
+    table: str, columns: Sequence[str], jobs: Sequence[tuple[str | None, Sequence[Sequence[object]]]]
+) -> list[Inserted]:
+    """Do `insert` for many jobs (id, rows) in one COPY and one transaction, all or none; return what each came to."""
+    given = {job_id: {"rows": len(rows)} for job_id, rows in jobs if job_id is not None}
     with transaction() as session:
-        # The receipt comes first: a second run ends here, or waits here while the first one still runs.
-        if job_id is not None and not receipts.write(session, job_id, "bulk_insert", {"rows": len(rows)}):
-            first = receipts.of(session, job_id) or {}
-            return Inserted(int(first.get("rows", 0)), repeated=True)
+        # The receipts come first: a second run ends here, or waits here while the first one still runs.
+        earlier = receipts.write_all(session, "bulk_insert", given) if given else {}
+        new = [row for job_id, rows in jobs if job_id not in earlier for row in rows]
         found = schema.columns(session, table, columns)
-        _copy(session, table, found, copy_text.encode(found, rows))
-        return Inserted(len(rows), repeated=False)
+        if new:
+            _copy(session, table, found, copy_text.encode(found, new))
+    return [
+        Inserted(int(earlier[job_id].get("rows", 0)), repeated=True)
+        if job_id is not None and job_id in earlier
+        else Inserted(len(rows), repeated=False)
+        for job_id, rows in jobs
+    ]
 
 
 def _copy(session: Session, table: str, columns: Sequence[Column], data: bytes) -> None:

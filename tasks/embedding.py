@@ -1,14 +1,15 @@
 """Turn texts into vectors, many jobs in one provider call."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 from uuid import uuid4
 
 from db import documents
 from db.documents import Document
 from tasks import fault, llm
+from tasks.apart import apart
 from tasks.payloads import Embedding, check
 from worker.app import app
 from worker.batching import Answer, BatchJob
@@ -16,7 +17,6 @@ from worker.outcome import Fault
 from worker.policy import load as load_policy
 
 One = tuple[str, Embedding]
-T = TypeVar("T")
 
 
 class EmbeddingJob(BatchJob):
@@ -43,9 +43,9 @@ class EmbeddingJob(BatchJob):
             else:
                 asked[one.model].append((job_id, one))
         for model, ones in asked.items():
-            answers.update(zip((job_id for job_id, _ in ones), _apart(partial(_embed, model), ones), strict=True))
+            answers.update(zip((job_id for job_id, _ in ones), apart(partial(_embed, model), ones), strict=True))
         made = [(job_id, answers[job_id]) for job_id, _ in jobs if isinstance(answers[job_id], Document)]
-        stored = _apart(documents.store, [document for _, document in made])
+        stored = apart(documents.store, [document for _, document in made])
         answers.update(zip((job_id for job_id, _ in made), stored, strict=True))
         return [answers[job_id] for job_id, _ in jobs]
 
@@ -57,17 +57,6 @@ def embedding(self: EmbeddingJob, **arguments: Any) -> dict[str, Any]:
     if isinstance(answer, Exception):
         raise answer
     return dict(answer)
-
-
-def _apart(do: Callable[[Sequence[T]], Sequence[Answer]], several: Sequence[T]) -> list[Answer]:
-    """Do several at once; return one answer for each: a value, or the error of one that fails also on its own."""
-    try:
-        return list(do(several))
-    except Exception as error:
-        if len(several) == 1 or fault.of(error) is not Fault.FATAL:
-            return [error] * len(several)
-    middle = len(several) // 2
-    return [*_apart(do, several[:middle]), *_apart(do, several[middle:])]
 
 
 def _embed(model: str | None, ones: Sequence[One]) -> list[Document]:

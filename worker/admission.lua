@@ -25,13 +25,15 @@ local function gate_of(queue)
 end
 
 -- Give what a waiting job costs, nil when it will not run: it was cancelled, has expired or is a second copy. And when
--- it was accepted.
+-- it was accepted, and whether it was tried before.
 local function price(message)
   local id = identify(message)
-  local known = id and redis.call('HMGET', key.job(id), 'state', 'cancel', 'deadline', 'cost', 'accepted_at') or {}
+  local known = id and redis.call('HMGET', key.job(id), 'state', 'cancel', 'deadline', 'cost', 'accepted_at', 'attempts')
+    or {}
   local gone = known[2] or (known[3] and tonumber(known[3]) < now) or (known[1] and known[1] ~= 'queued')
   -- a producer that does not say: 4 bytes a token, of a message that base64 makes a third longer
-  return not gone and (tonumber(known[4]) or math.ceil(#message * 3 / 16)) or nil, tonumber(known[5] or 0)
+  return not gone and (tonumber(known[4]) or math.ceil(#message * 3 / 16)) or nil, tonumber(known[5] or 0),
+    tonumber(known[6] or 0) > 0
 end
 
 -- Note that a gate holds a queue up. One owner of the queue looks again when the gate may open. The others sleep on,
@@ -133,14 +135,17 @@ local function plan(queue, gate)
     local messages = room > 0 and not cut
       and redis.call('LRANGE', waiting(queue, turn.step), -(from + room), -(from + 1)) or {}
     for i = #messages, 1, -1 do
-      local each, accepted_at = price(messages[i])
-      if jobs > 0 and cost + (each or 0) > most then
+      local each, accepted_at, tried = price(messages[i])
+      local apart = tried and limits.retry_apart -- it may be what ended its child
+      if jobs > 0 and (apart or cost + (each or 0) > most) then
         cut = true
         break
       end
+      cut = apart
       counts[turn.step], jobs, cost = (counts[turn.step] or 0) + 1, jobs + 1, cost + (each or 0)
       rank = math.min(rank or 9, RANK[turn.step])
       oldest = math.min(oldest, accepted_at)
+      if cut then break end
     end
   end
   local full = cut or jobs >= limits.max_jobs

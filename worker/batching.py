@@ -1,19 +1,25 @@
 """Gather jobs into batches: many deliveries, one call, and for each job its own result, retry, event and settle.
 
 A task that batches names `strategy` as its Celery strategy and has ``run_batch``. The fetch script gathers a batch and
-hands it over whole: see `worker.gathering`. A thread of the pool runs it and, for each job, Celery's own tracer with
-the job's share of the batch's answer: results, signals, links, chords, retries and events are those of any other task.
+hands it over whole: see `worker.gathering`. A thread or a child of the pool runs it and, for each job, Celery's own
+tracer with the job's share of the batch's answer: results, signals, links, chords, retries and events are those of any
+other task.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from celery import current_app
 from celery.app.trace import fast_trace_task, trace_task_ret
-from celery.concurrency.thread import TaskPool
+from celery.concurrency import prefork, thread
 from celery.worker.strategy import default
+from redis.exceptions import RedisError
 
-from worker import gates, gathering
+from worker import children, gates, gathering
+from worker.broker import Broker, Delivery
 from worker.gates import Charge, Meter
 from worker.gathering import Gatherer
 from worker.request import Request
@@ -23,6 +29,27 @@ logger = logging.getLogger(__name__)
 
 #: What a batch says about one of its jobs: a value, or the error that the job is to raise.
 Answer = Any
+#: What Celery's tracer returns: whether it failed, the value as text or the error, the seconds it took.
+Traced = tuple[int, Any, float]
+
+
+@dataclass(frozen=True)
+class Carried:
+    """One job of a batch, as it travels into a pool child."""
+
+    delivery: Delivery
+    charge: str
+    kwargs: dict[str, Any]
+    headers: dict[str, Any]
+    body: Any
+    content_type: str
+    content_encoding: str
+
+    @property
+    def step(self) -> int:
+        """The priority step that it was sent with."""
+        given = (self.headers.get("delivery_info") or {}).get("priority")
+        return given if isinstance(given, int) else 0
 
 
 class BatchJob(Job):
@@ -49,16 +76,14 @@ class BatchJob(Job):
 def strategy(task: BatchJob, app: Any, consumer: Any) -> Any:
     """Return Celery's default message handler with the gatherer in the place of the pool."""
     queue, pool = task.lane, consumer.pool
-    if queue is None or queue.batch is None or not isinstance(pool, TaskPool):  # each alone: a batch of one
-        return default(task, app, consumer)
-
-    def send(batch: list[Request]) -> None:
-        pool.apply_async(run, (task, batch, gatherer.ended), callback=lambda _: None)
-
+    if queue is None or queue.batch is None or not isinstance(pool, thread.TaskPool | prefork.TaskPool):
+        return default(task, app, consumer)  # each alone: a batch of one
+    slots = pool.limit
     # what a gate has charged for is to run at once
-    ahead = 0 if gates.is_limited(queue) else pool.limit * max(0, queue.prefetch_multiplier - 1)
+    ahead = 0 if gates.is_limited(queue) else slots * max(0, queue.prefetch_multiplier - 1)
+    send = partial(_send, task, pool, queue.name)
     # one for all connections: what was handed over before a reconnect still takes its slots
-    gatherer = gathering.of_queue.setdefault(queue.name, Gatherer(pool.limit, ahead, send))
+    gatherer = gathering.of_queue.setdefault(queue.name, Gatherer(slots, ahead, send))
     one_by_one = consumer.on_task_request
     # default() binds the attribute once, when it makes the handler; there is no parameter for it
     consumer.on_task_request = gatherer.add
@@ -68,31 +93,123 @@ def strategy(task: BatchJob, app: Any, consumer: Any) -> Any:
         consumer.on_task_request = one_by_one
 
 
-def run(task: BatchJob, batch: list[Request], ended: Callable[[], None]) -> None:
-    """Run a batch in a thread of the pool. A delivery that was given to another worker meanwhile is left out."""
+# In the worker's main process.
+
+
+def _send(task: BatchJob, pool: Any, queue: str, batch: list[Request]) -> None:
+    """Give a batch to the pool."""
+    wanted = [request for request in batch if not request.revoked()]  # which settles one that is
+    for request in wanted:
+        request.in_company = len(wanted) > 1
+    carried = [_carried(request) for request in wanted]
+    flight = Flight(queue, wanted, batch[0]._message.channel)
+    if not wanted:
+        flight.ended()
+    elif isinstance(pool, prefork.TaskPool):
+        pool.apply_async(
+            run_in_child,
+            (task.name, carried),
+            accept_callback=flight.began,
+            callback=flight.landed,
+            error_callback=flight,
+            timeout=task.time_limit or task.app.conf.task_time_limit,
+        )
+    else:
+        pool.apply_async(_run_in_thread, (task, carried, flight), callback=lambda _: None)
+
+
+@dataclass
+class Flight:
+    """A batch on its way through the pool. It is called when its child died; what it is told comes once each."""
+
+    queue: str
+    batch: list[Request]
+    channel: Any
+
+    def began(self, *_: Any) -> None:
+        """Say of each job that it started."""
+        for request in self.batch:
+            request.announce_started()
+
+    def landed(self, traced: list[Traced | None]) -> None:
+        """Settle each job by what its run in a child came to."""
+        self.ended()
+        for request, each in zip(self.batch, traced, strict=True):
+            _settle(request, each)
+
+    def __call__(self, error: Any) -> None:
+        self.ended()
+        for request in self.batch:
+            if not request.acknowledged:
+                request.on_failure(error)
+
+    def ended(self) -> None:
+        """Free the slot. Enough when the pool never ran the batch: a lost connection gave its jobs back."""
+        gathering.of_queue[self.queue].ended()
+        self.channel.wake()
+
+
+def _run_in_thread(task: BatchJob, carried: list[Carried], flight: Flight) -> None:
+    flight.began()
     try:
-        running = _started(task, batch)
-        jobs = [(request.id, request.kwargs) for request in running]
-        with gates.metered(_meter(task, batch)):
-            given = answers(task, jobs) if jobs else []
-        for request, answer in zip(_still_held(running), given, strict=True):
-            if request is not None:
-                _finish(task, request, answer)
+        for request, traced in zip(flight.batch, work(task, carried), strict=True):
+            _settle(request, traced)
     except BaseException as error:  # whatever it is, no job of the batch may be left without an end
-        for request in batch:
+        for request in flight.batch:
             if not request.acknowledged:
                 request.break_off(error)
     finally:
-        ended()
-        batch[0]._message.channel.wake()
+        flight.ended()
 
 
-def _meter(task: BatchJob, batch: list[Request]) -> Meter:
-    """Return the meter of a batch's one call, which was charged with its jobs."""
-    charges = [charge for request in batch if (charge := Charge.of(request.charge))]
-    first = batch[0]._message
-    whole = Charge(sum(each.calls for each in charges), sum(each.cost for each in charges))
-    return Meter(first.channel.broker, task.lane, int(first.properties.get("priority") or 0), whole)
+def _settle(request: Request, traced: Traced | None) -> None:
+    if traced is None:
+        request.let_pass()
+        return
+    try:
+        request.on_success(traced)
+    except Exception as error:
+        if request.acknowledged:
+            logger.exception("job %s has ended, and what follows from it broke off", request.id)
+        else:
+            request.break_off(error)
+
+
+def _carried(request: Request) -> Carried:
+    message = request._message
+    return Carried(
+        request.delivery,
+        request.charge,
+        request.kwargs,
+        request.request_dict,
+        message.body,
+        message.content_type,
+        message.content_encoding,
+    )
+
+
+# In the thread or the child.
+
+
+def run_in_child(name: str, batch: list[Carried]) -> list[Traced | None]:
+    """Run a batch in a pool child."""
+    with children.shielded():
+        return list(work(current_app.tasks[name], batch))
+
+
+def work(task: BatchJob, batch: list[Carried]) -> Iterator[Traced | None]:
+    """Run a batch; give for each job what Celery's tracer returned, None for one that another worker has by now."""
+    records = task.records()
+    said = _started(task, records, batch)
+    running = [each for each, word in zip(batch, said, strict=True) if word == "started"]
+    jobs = [(each.delivery.id, each.kwargs) for each in running]
+    with gates.metered(_meter(task, records, batch)):
+        given = answers(task, jobs) if jobs else []
+    shares = iter(zip(given, _held(records, running), strict=True))
+    for each, word in zip(batch, said, strict=True):
+        answer, holds = next(shares) if word == "started" else (None, word in ("cancelled", "expired") and "held")
+        # without an answer the tracer asks again whether to run, and keeps what must be kept
+        yield _trace(task, each, answer) if holds == "held" else None
 
 
 def answers(task: BatchJob, jobs: Sequence[tuple[str, dict[str, Any]]]) -> list[Answer]:
@@ -110,50 +227,30 @@ def answers(task: BatchJob, jobs: Sequence[tuple[str, dict[str, Any]]]) -> list[
     return [[answer] for answer in given]
 
 
-def _started(task: BatchJob, batch: list[Request]) -> list[Request]:
-    """Begin the batch in its jobs' records and return those that run: the others are not to, or not here."""
-    wanted = [request for request in batch if not request.revoked()]
-    if not wanted:
-        return []
-    lease = wanted[0]._message.channel.lease
-    queue = task.lane.name if task.lane else ""
-    said = lease.broker.start_batch(queue, [request.delivery for request in wanted])
-    running = []
-    for request, word in zip(wanted, said, strict=True):
-        if word == "started":
-            request.announce_started()
-            running.append(request)
-        elif word in ("cancelled", "expired"):
-            _finish(task, request, None)  # which asks again and keeps what must be kept
-        else:
-            request.let_pass()
-    return running
+def _started(task: BatchJob, records: Broker, batch: list[Carried]) -> list[str]:
+    """Begin the batch in its jobs' records; return what is said of each."""
+    return records.start_batch(task.lane.name if task.lane else "", [each.delivery for each in batch])
 
 
-def _still_held(running: list[Request]) -> list[Request | None]:
-    """Return the requests with None in the place of those that another worker has by now."""
-    if not running:
-        return []
-    said = running[0]._message.channel.lease.broker.confirm_batch([request.delivery for request in running])
-    held: list[Request | None] = []
-    for request, word in zip(running, said, strict=True):
-        held.append(request if word == "held" else None)
-        if word != "held":
-            request.let_pass()
-    return held
+def _held(records: Broker, running: list[Carried]) -> list[str]:
+    """Return of each job whether this worker still holds it."""
+    try:
+        return records.confirm_batch([each.delivery for each in running]) if running else []
+    except RedisError as error:  # what was done is done; the settles wait for Redis
+        logger.warning("a batch of %d jobs ended while the broker is away: %s", len(running), error)
+        return ["held"] * len(running)
 
 
-def _finish(task: BatchJob, request: Request, answer: list[Answer] | None) -> None:
+def _meter(task: BatchJob, records: Broker, batch: list[Carried]) -> Meter:
+    """Return the meter of a batch's one call, which was charged with its jobs."""
+    charges = [charge for each in batch if (charge := Charge.of(each.charge))]
+    whole = Charge(sum(each.calls for each in charges), sum(each.cost for each in charges))
+    return Meter(records, task.lane, batch[0].step, whole)
+
+
+def _trace(task: BatchJob, job: Carried, answer: list[Answer] | None) -> Traced:
     """Run Celery's tracer for one job, with its share of the batch's answer."""
     trace = fast_trace_task if task.app.use_fast_trace_task else trace_task_ret
-    headers = {**request.request_dict, "forebay_answer": answer}
-    message = request._message
-    try:
-        request.on_success(
-            trace(task.name, request.id, headers, message.body, message.content_type, message.content_encoding)
-        )
-    except Exception as error:
-        if request.acknowledged:
-            logger.exception("job %s has ended, and what follows from it broke off", request.id)
-        else:
-            request.break_off(error)
+    headers = {**job.headers, "forebay_answer": answer}
+    traced: Traced = trace(task.name, job.delivery.id, headers, job.body, job.content_type, job.content_encoding)
+    return traced

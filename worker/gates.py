@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 #: The learned share of a gate's rate grows back by this much a second: by a twentieth a minute.
 RECOVERS_PER_S = 0.05 / 60
+UNLIMITED = 10**9
 OFF = frozenset({"false", "0", "no", "off"})
 
 _meter: ContextVar["Meter | None"] = ContextVar("meter", default=None)
@@ -69,8 +70,9 @@ def _of_queue(queue: Queue, limited: bool) -> dict[str, Any]:
         limits = queue.batch
         rule["batch"] = {
             "max_jobs": limits.max_jobs,
-            "max_cost": limits.max_tokens,
+            "max_cost": limits.max_tokens or limits.max_rows or UNLIMITED,
             "max_wait_s": limits.max_wait_s,
+            "retry_apart": queue.pool == "prefork",
         }
     return rule
 

@@ -29,7 +29,6 @@ DEFAULT_FILE = Path(__file__).resolve().parent.parent / "queues.yaml"
 
 #: Keys that say something about one pool alone.
 ONLY_FOR = {
-    "batch": "threads",
     "max_tasks_per_worker": "threads",
     "max_memory_mib": "threads",
     "max_tasks_per_child": "prefork",
@@ -114,8 +113,16 @@ class Batch(Model):
     """How far jobs are gathered into one call: by number, by what they cost, by how long the first has waited."""
 
     max_jobs: Annotated[Whole, Field(ge=1, le=2048)] = 64
-    max_tokens: Annotated[Whole, Field(ge=1, le=100_000_000)] = 250_000
+    max_tokens: Annotated[Whole, Field(ge=1, le=100_000_000)] | None = None
+    max_rows: Annotated[Whole, Field(ge=1, le=100_000_000)] | None = None
     max_wait_s: Annotated[Real, Field(ge=0, le=60, allow_inf_nan=False)] = 0.05
+
+    @field_validator("max_rows")
+    @classmethod
+    def _counts_one_thing(cls, max_rows: int | None, info: ValidationInfo) -> int | None:
+        if max_rows is not None and info.data.get("max_tokens") is not None:
+            raise ValueError("a batch counts max_tokens or max_rows, not both")
+        return max_rows
 
 
 WINDOWS_S = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0}
@@ -232,6 +239,13 @@ class Queue(Model):
         if info.data.get("pool") == "solo" and concurrency != 1:
             raise ValueError("must be 1 with pool solo, which runs one job at a time")
         return concurrency
+
+    @field_validator("batch")
+    @classmethod
+    def _is_run_by_a_pool(cls, batch: Batch | None, info: ValidationInfo) -> Batch | None:
+        if batch is not None and info.data.get("pool") == "solo":
+            raise ValueError("applies to pools threads and prefork; leave it out or change the pool")
+        return batch
 
     @field_validator("wedged_after_s")
     @classmethod

@@ -1,11 +1,9 @@
 """Settle one delivery: Celery's request, whose acknowledgement says how the run ended."""
 
 import logging
-import os
 import random
 from concurrent.futures import Future
 from signal import SIGKILL
-from time import monotonic
 from typing import Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
@@ -38,6 +36,7 @@ class Request(request.Request):  # type: ignore[misc]
     """One delivery of a job in this worker. Each callback of Celery's notes the settle before it acknowledges."""
 
     acknowledged: bool
+    in_company = False  # runs in a batch with others
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -74,13 +73,14 @@ class Request(request.Request):  # type: ignore[misc]
         self.acknowledge()
 
     def announce_started(self) -> None:
-        """Say that the run began, for a batch that has noted it in the job's record already."""
-        self.on_accepted(os.getpid(), monotonic())
+        """Say that the run began, for a batch, which notes it in the job's record itself."""
+        state.task_accepted(self)
+        self.send_event("task-started")
 
     def terminate(self, pool: BasePool, signal: Any = None) -> None:
         """End the run: a pool child is killed, a thread's job is told to let go. One that waits is not started."""
         self._ending = True
-        if isinstance(pool, prefork.TaskPool):
+        if isinstance(pool, prefork.TaskPool) and not self.in_company:
             super().terminate(pool, signal)
         elif not cancellation.cancel(self.id):  # it has yet to start, and will not
             self._message.channel.lease.broker.cancel(self.id)
@@ -119,11 +119,11 @@ class Request(request.Request):  # type: ignore[misc]
         match error:
             case Retry() | Ignore() | Reject() | Terminated():
                 return self._settle
-            case TimeLimitExceeded():
+            case TimeLimitExceeded() if not self.in_company:
                 return _bury("time limit", str(error), "")
             case WorkerLostError() if state.should_stop is not None or state.should_terminate is not None:
                 return Broker.release  # whoever stops the worker may end its children too
-            case WorkerLostError() | SystemExit() | KeyboardInterrupt():
+            case WorkerLostError() | SystemExit() | KeyboardInterrupt() | TimeLimitExceeded():
                 return self._settle if self._success_was_stored() else self._after_loss(error, traceback)
             case _:
                 return _bury("failed", f"{type(error).__name__}: {error}", traceback)

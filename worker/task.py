@@ -134,7 +134,7 @@ class Job(Task):  # type: ignore[misc]
     def _start(self, delivery: Delivery, args: Any, kwargs: Any) -> Broker:
         """Begin the run in the job's record, which says whether it is to run at all."""
         try:
-            records = self._records()
+            records = self.records()
             said = records.start(delivery)
         except (RedisError, BrokerUnavailable) as error:
             raise Snoozed(exc=AttemptFailed(f"the broker is away: {error}"), when=self._policy.backoff_s) from error
@@ -197,14 +197,15 @@ class Job(Task):  # type: ignore[misc]
         tag = self.request.get("forebay_delivery")
         return Delivery.of_tag(tag) if tag else None
 
-    def _records(self) -> Broker:
+    def records(self) -> Broker:
+        """Return the records of jobs in the broker that the worker fetches from."""
         return broker.connect(self.app.conf.broker_url)
 
     def replace(self, sig: Signature) -> Any:
         """Put another task or canvas in this one's place, as Celery does: its end is this job's end."""
         delivery = self._delivery()
         if delivery is not None and not self.request.called_directly:
-            said = self._records().replacing(delivery)
+            said = self.records().replacing(delivery)
             if said != "replacing":
                 raise NotHeld(said)
         return super().replace(sig)

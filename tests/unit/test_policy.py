@@ -149,7 +149,7 @@ def test_a_key_of_another_pool_is_a_fault(write: Write, pool: str, key: str) -> 
         ("batch: 3", 5, "batch", "must be a mapping"),
         ("batch:\n      max_jobs: 0", 6, "batch.max_jobs", "must be greater than or equal to 1"),
         ("batch:\n      max_wait_s: -1", 6, "batch.max_wait_s", "must be greater than or equal to 0"),
-        ("batch:\n      max_job: 4", 6, "batch.max_job", "known are max_jobs, max_tokens, max_wait_s; did you mean"),
+        ("batch:\n      max_job: 4", 6, "batch.max_job", "known are max_jobs, max_rows, max_tokens, max_wait_s; did"),
         ("retry: [1]", 5, "retry", "must be a mapping"),
         ("retry:\n      max_attempts: 0", 6, "retry.max_attempts", "must be greater than or equal to 1"),
         ("retry:\n      jitter: 1.5", 6, "retry.jitter", "must be less than or equal to 1"),

@@ -1,0 +1,24 @@
+"""Do many jobs at once, and find the one at fault when that fails."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from tasks import fault
+from worker.batching import Answer
+from worker.outcome import Fault
+
+T = TypeVar("T")
+
+
+def apart(do: Callable[[Sequence[T]], Sequence[Answer]], several: Sequence[T]) -> list[Answer]:
+    """Do several at once; return one answer for each: a value, or the error of one that fails also on its own.
+
+    What fails for good is halved until the one at fault stands alone; what may pass is every one's error.
+    """
+    try:
+        return list(do(several))
+    except Exception as error:
+        if len(several) == 1 or fault.of(error) is not Fault.FATAL:
+            return [error] * len(several)
+    middle = len(several) // 2
+    return [*apart(do, several[:middle]), *apart(do, several[middle:])]

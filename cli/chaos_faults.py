@@ -18,9 +18,9 @@ from typing import Any
 import psutil
 from redis.exceptions import RedisError
 
-from cli.chaos_fleet import LANES, Fleet
 from cli.chaos_load import ROWS, Load, Order, submission
 from cli.chaos_verdict import Accepted, counters, open_jobs
+from dev.fleet import Fleet
 from dev.processes import Process
 from worker import message
 from worker.broker import Broker
@@ -52,7 +52,7 @@ class Scene:
         if self.struck_at is None or self.rescue_s is not None:
             return
         with suppress(RedisError):  # it may be what the fault has taken away
-            if counters(self.broker, LANES).get("rescued", 0) > self.rescued_before:
+            if counters(self.broker, self.fleet.lanes).get("rescued", 0) > self.rescued_before:
                 self.rescue_s = time.monotonic() - self.struck_at
 
     def until(self, check: Callable[[], object], what: str, within_s: float = WITHIN_S) -> None:
@@ -176,7 +176,7 @@ def commit_then_die(scene: Scene) -> None:
 
 def malformed(scene: Scene) -> None:
     """Push every kind of message that nobody can handle straight into the lists."""
-    lanes = [lane for lane in LANES if lane != "chat"]
+    lanes = [lane for lane in scene.fleet.lanes if lane != "chat"]
     for number, raw in enumerate(malformed_messages(f"{scene.load.name}-{scene.strokes}")):
         scene.broker.redis.lpush(scene.broker.keys.waiting(lanes[number % len(lanes)], 0), raw)
         scene.strangers.append(raw)

@@ -12,17 +12,19 @@ from sqlalchemy import text
 
 from cli import chaos_verdict
 from cli.chaos_faults import Fault, Scene
-from cli.chaos_fleet import LANES, Fleet
 from cli.chaos_load import Load
 from cli.chaos_verdict import Verdict
 from db.engine import transaction
+from dev.fleet import Fleet
 from dev.processes import Log, Process
 from worker import broker as brokers
+from worker import overview
 from worker.audit import audit
 from worker.broker import Broker
 from worker.errors import ForebayError
 from worker.policy import load as load_policy
 
+LANES = ("chat", "embedding", "bulk_insert", "effects")
 RESCUE_WITHIN_S = 10.0
 DRAIN_WITHIN_S = 90.0
 SHOW_EVERY_S = 0.5
@@ -54,9 +56,12 @@ class Run:
         self.results_url = results_url
         self.name = name
         self.broker = brokers.connect()
-        self.fleet = Fleet(root, environment, self.broker, log)
+        self.fleet = Fleet(root, environment, LANES, self._fetching, log)
         self._started: tuple[object, object] | None = None
         self._found_before: set[str] = set()
+
+    def _fetching(self) -> set[int]:
+        return {each.pid for each in overview.workers(self.broker)}
 
     @contextlib.contextmanager
     def prepared(self, here: bool) -> Iterator[None]:

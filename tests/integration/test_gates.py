@@ -199,7 +199,7 @@ def test_no_more_are_in_flight_than_may_and_a_settle_rings_who_was_refused(broke
     told = rules({"chat": {"max_in_flight": 2}})
     for number in range(3):
         put(broker, str(number))
-    first, _ = jobs(broker, told, owner="one")
+    first, _ = jobs(broker, told, most=2, owner="one")
     assert fetch(broker, told, owner="two") == []
     broker.start(first.delivery)
     broker.done(first.delivery)

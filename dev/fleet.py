@@ -1,16 +1,13 @@
-"""The worker processes of `./forebay chaos`, one for each lane, and the supervisor that starts a dead one again."""
+"""A fleet of worker processes for chaos and benchmarks, and the supervisor that starts a dead one again."""
 
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from dev.errors import StackError
 from dev.processes import Command, Log, Process
-from worker import overview
-from worker.broker import Broker
-from worker.errors import ForebayError
 
-LANES = ("chat", "embedding", "bulk_insert", "effects")
 READY_WITHIN_S = 60.0
 STOP_WITHIN_S = 20.0
 
@@ -18,10 +15,14 @@ STOP_WITHIN_S = 20.0
 class Fleet:
     """Real worker processes. To be used from one thread: the kernel ends them with the thread that started them."""
 
-    def __init__(self, root: Path, environment: Mapping[str, str], broker: Broker, log: Log) -> None:
+    def __init__(
+        self, root: Path, environment: Mapping[str, str], lanes: Sequence[str], ready: Callable[[], set[int]], log: Log
+    ) -> None:
+        """``ready`` gives the pids of the workers that fetch."""
         self.root = root
         self.environment = dict(environment)
-        self.broker = broker
+        self.lanes = tuple(lanes)
+        self.ready = ready
         self.workers: list[Process] = []
         self._log = log
 
@@ -36,7 +37,7 @@ class Fleet:
 
     def start_all(self, before: Sequence[str] = ("cli",), settings: Mapping[str, str] | None = None) -> None:
         """Start one worker for each lane and wait for them."""
-        for lane in LANES:
+        for lane in self.lanes:
             self.start(lane, before, settings)
         self.wait()
 
@@ -52,16 +53,16 @@ class Fleet:
                 worker.start()
 
     def wait(self, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Wait until every worker fetches. Raises `ForebayError`."""
+        """Wait until every worker fetches. Raises `StackError`."""
         until = time.monotonic() + READY_WITHIN_S
         while True:
-            ready = {each.pid for each in overview.workers(self.broker)}
+            ready = self.ready()
             late = [worker for worker in self.workers if worker.pid not in ready]
             if not late:
                 return
             if time.monotonic() > until:
                 words = "\n".join(late[0].tail)
-                raise ForebayError(
+                raise StackError(
                     f"the worker of {late[0].name} was not ready within {READY_WITHIN_S:g} s; it said:\n{words}"
                 )
             meanwhile()

@@ -28,6 +28,7 @@ class Call:
     def __init__(self, limit_s: float) -> None:
         self.limit_s = limit_s
         self.cancelled = False
+        self.heard = False  # whether any of the answer has come
         self.over = threading.Event()
         self._until = time.monotonic() + limit_s
         self._line: socket.socket | None = None
@@ -48,6 +49,11 @@ class Call:
         with self._guard:
             self.over.set()
             self._shut()
+
+    def hang_up_in_silence(self) -> None:
+        """End the call unless some of its answer has come."""
+        if not self.heard:
+            self.hang_up()
 
     def let_go(self) -> None:
         """Close the descriptor; the connection ends with the client's own."""
@@ -74,19 +80,26 @@ class Call:
 
 
 @contextmanager
-def limited(limit_s: float, job_id: str) -> Iterator[Call]:
-    """Give the call that the block makes; it is hung up after ``limit_s``, and when the job is cancelled."""
+def limited(limit_s: float, job_id: str, silent_s: float | None = None) -> Iterator[Call]:
+    """Give the call that the block makes; it is hung up after ``limit_s``, and when the job is cancelled.
+
+    With ``silent_s`` also when nothing of the answer has come by then.
+    """
     call = Call(limit_s)
-    timer = threading.Timer(limit_s, call.hang_up)
-    timer.daemon = True
-    timer.start()
+    timers = [threading.Timer(limit_s, call.hang_up)]
+    if silent_s is not None:
+        timers.append(threading.Timer(silent_s, call.hang_up_in_silence))
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
     before = _current.set(call)
     try:
         with cancellation.closing(job_id, call.cancel):
             yield call
     finally:
         _current.reset(before)
-        timer.cancel()
+        for timer in timers:
+            timer.cancel()
         call.let_go()
 
 

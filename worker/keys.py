@@ -24,6 +24,8 @@ STEMS = {
     "owners": ("forebay:owners", "sorted set: owner by the end of its lease; swept"),
     "mail": ("forebay:mail:", "list: what an owner is to hear with its next renewal; an hour"),
     "gate": ("forebay:gate:", "hash: levels of a gate's buckets, until when it is shut, who waits; two days"),
+    "breaker": ("forebay:breaker:", "hash: failures of a provider's model, until when it is left alone; an hour"),
+    "breakers": ("forebay:breakers", "sorted set: breaker by its last change; an hour"),
     "refused": ("forebay:refused:", "set: owners to be rung when a queue that is full in flight has room; a minute"),
     "credit": ("forebay:credit:", "hash: what is owed to a queue's less urgent priorities; a day"),
     "pace": ("forebay:pace:", "string: how many jobs of a queue ended in ten seconds; two minutes"),

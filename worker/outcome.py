@@ -38,16 +38,19 @@ class Dead:
 Outcome = Retry | Snooze | Dead
 
 
-def decide(fault: Fault, attempts: int, policy: RetryPolicy, chance: float) -> Outcome:
+def decide(fault: Fault, attempts: int, policy: RetryPolicy, chance: float, after_s: float | None = None) -> Outcome:
     """Return the outcome of a failed run.
 
     ``attempts`` have been spent before this run (0 on the first); ``chance`` in [0, 1) places the delay within its
     jitter. Backoff is exponential: ``backoff_s * 2 ** attempts``, bounded by ``backoff_max_s``, then moved by up to
-    ``jitter`` of itself either way.
+    ``jitter`` of itself either way. ``after_s`` says in how many seconds a service that is away may be back: it
+    is asked no earlier.
     """
     match fault:
         case Fault.FATAL:
             return Dead("failed")
+        case Fault.AWAY if after_s is not None:
+            return Snooze(after_s * (1 + policy.jitter * chance))
         case Fault.AWAY:
             return Snooze(_moved(policy.backoff_max_s, policy.jitter, chance))
         case Fault.PASSING if attempts + 1 >= policy.max_attempts:

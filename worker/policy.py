@@ -125,6 +125,35 @@ class Batch(Model):
         return max_rows
 
 
+class Breaker(Model):
+    """When a provider's model is left alone, and for how long: see `worker.breaker`.
+
+    It opens after so many ``failures`` in a row within ``within_s``, for ``open_s``, then twice as long each time up to
+    ``open_max_s``.
+    """
+
+    failures: Annotated[Whole, Field(ge=1, le=1000)] = 5
+    within_s: Seconds = 30
+    open_s: Annotated[Real, Field(gt=0, le=1800, allow_inf_nan=False)] = 10
+    open_max_s: Annotated[Real, Field(gt=0, le=1800, allow_inf_nan=False)] = Field(default=120, validate_default=True)
+
+    @field_validator("open_max_s")
+    @classmethod
+    def _grows(cls, open_max_s: float, info: ValidationInfo) -> float:
+        open_s = info.data.get("open_s")
+        if open_s is not None and open_s > open_max_s:
+            raise ValueError(f"must be at least open_s, which is {open_s:g}")
+        return open_max_s
+
+
+class Fallback(Model):
+    """A model that is asked when those before it cannot answer now, and the variables that name its provider."""
+
+    model: Annotated[str, Field(min_length=1, max_length=200)]
+    base_url_env: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")] = "OPENAI_BASE_URL"
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")] = "OPENAI_API_KEY"
+
+
 WINDOWS_S = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0}
 
 
@@ -222,6 +251,8 @@ class Queue(Model):
     rows_per_job: Count | None = None
     tables: tuple[str, ...] | None = None
     retry: Retry = Retry()
+    breaker: Breaker = Breaker()
+    fallbacks: tuple[Fallback, ...] = ()
     max_orphaned: Annotated[Whole, Field(ge=3, le=1000)] = 5
     wedged_after_s: Seconds = Field(default=3600, validate_default=True)
     drain_s: Annotated[Real, Field(ge=0, le=86400, allow_inf_nan=False)] = 30
@@ -266,6 +297,13 @@ class Queue(Model):
         if sum(shares.values()) > MOST_SHARED:
             raise ValueError(f"add up to {sum(shares.values()):g}; at most {MOST_SHARED:g} may be set aside")
         return shares
+
+    @field_validator("fallbacks")
+    @classmethod
+    def _answers_alone(cls, fallbacks: tuple[Fallback, ...], info: ValidationInfo) -> tuple[Fallback, ...]:
+        if fallbacks and info.data.get("batch"):
+            raise ValueError("do not apply to a queue with batch: vectors of different models do not mix; leave it out")
+        return fallbacks
 
     @field_validator(*ONLY_FOR)
     @classmethod
@@ -410,6 +448,7 @@ def _known_keys(path: list[str]) -> set[str]:
         "lease": Lease,
         "batch": Batch,
         "retry": Retry,
+        "breaker": Breaker,
         **dict.fromkeys(("requests", "tokens", "rows"), Bucket),
     }
     match path:
@@ -419,6 +458,8 @@ def _known_keys(path: list[str]) -> set[str]:
             model = Queue
         case ["gates", _]:
             model = Gate
+        case ["queues", _, "fallbacks", _]:
+            model = Fallback
         case _:
             model = parts[path[-1]]
     return set(model.model_fields) - {"name"}
@@ -439,4 +480,16 @@ def _leaves(values: dict[str, Any], path: str = "") -> list[tuple[str, Any]]:
     return found
 
 
-__all__ = ["Batch", "Bucket", "Gate", "Policy", "Queue", "Retention", "Retry", "effective", "load"]
+__all__ = [
+    "Batch",
+    "Breaker",
+    "Bucket",
+    "Fallback",
+    "Gate",
+    "Policy",
+    "Queue",
+    "Retention",
+    "Retry",
+    "effective",
+    "load",
+]

@@ -32,6 +32,7 @@ SCALARS = (
     "wedged_after_s", "rows_per_job", "pool", "gate", "max_in_flight", "answer_tokens",
     "batch.max_jobs", "batch.max_tokens", "batch.max_rows", "batch.max_wait_s",
     "retry.max_attempts", "retry.backoff_s", "retry.backoff_max_s", "retry.jitter",
+    "breaker.failures", "breaker.within_s", "breaker.open_s", "breaker.open_max_s",
 )  # fmt: skip
 GATE = (
     "max_shut_s",
@@ -166,7 +167,7 @@ def _value(node: Any, prefix: str, reading: Reading) -> Any:
     if isinstance(node, yaml.MappingNode):
         return _mapping(node, prefix, reading)
     if isinstance(node, yaml.SequenceNode):
-        return [_value(each, prefix, reading) for each in node.value]
+        return [_value(each, f"{prefix}{number}.", reading) for number, each in enumerate(node.value)]
     try:
         return yaml.SafeLoader("").construct_object(node)
     except (ConstructorError, ValueError) as error:

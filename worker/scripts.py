@@ -42,10 +42,12 @@ DRAINING = frozenset(
         "permit",
         "put_back",
         "shut",
+        "breaker_ask",
+        "breaker_tell",
     }
 )
 #: Scripts that only look.
-READING = frozenset({"sizes", "audit_jobs", "audit_list"})
+READING = frozenset({"sizes", "audit_jobs", "audit_list", "breaker_list"})
 NAMES = DRAINING | READING | {"accept"}
 #: What a running job publishes is accepted also when Redis is out of memory: it would not end otherwise.
 SAME = {"publish": "accept"}

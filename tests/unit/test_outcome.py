@@ -52,3 +52,12 @@ def test_backoff_doubles_until_its_bound(policy: Policy, spent: int) -> None:
     assert (
         later.after_s == min(bound, now.after_s * 2) or abs(later.after_s - min(bound, now.after_s * 2)) < 1e-9 * bound
     )
+
+
+@given(attempts, policies, chances, st.floats(0, 10_000))
+def test_a_service_that_says_when_it_is_back_is_asked_no_earlier(
+    spent: int, policy: Policy, chance: float, after_s: float
+) -> None:
+    outcome = decide(Fault.AWAY, spent, policy, chance, after_s)
+    assert isinstance(outcome, Snooze)
+    assert after_s <= outcome.after_s <= after_s * (1 + policy.jitter)

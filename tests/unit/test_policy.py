@@ -121,7 +121,7 @@ def test_a_key_of_another_pool_is_a_fault(write: Write, pool: str, key: str) -> 
     ("lines", "at", "key", "text"),
     [
         ("concurency: 4", 5, "concurency", "did you mean concurrency?"),
-        ("zzz: 4", 5, "zzz", "unknown key; known are answer_tokens, batch, concurrency"),
+        ("zzz: 4", 5, "zzz", "unknown key; known are answer_tokens, batch, breaker, concurrency"),
         ("name: other", 5, "name", "leave it out; the key is the name"),
         ("concurrency: 0", 5, "concurrency", "0: must be greater than or equal to 1"),
         ("concurrency: 5000", 5, "concurrency", "must be less than or equal to 4096"),

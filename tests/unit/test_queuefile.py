@@ -164,10 +164,10 @@ def variable(key: str) -> str:
 
 def test_every_scalar_key_of_the_schema_has_a_variable(tmp_path: Path) -> None:
     """A key that is added to the schema and forgotten here could not be overridden."""
-    text_or_list = {"name", "description", "task", "tables", "batch", "retry", "shares"}
+    text_or_list = {"name", "description", "task", "tables", "batch", "retry", "shares", "breaker", "fallbacks"}
     schema = Policy.model_json_schema()["$defs"]
     queue = set(schema["Queue"]["properties"]) - text_or_list
-    nested = {f"{part.lower()}.{key}" for part in ("Batch", "Retry") for key in schema[part]["properties"]}
+    nested = {f"{part.lower()}.{key}" for part in ("Batch", "Retry", "Breaker") for key in schema[part]["properties"]}
     assert set(SCALARS) == queue | nested
     assert set(COMMON) == {
         f"{part.lower()}.{key}" for part in ("Retention", "Lease") for key in schema[part]["properties"]

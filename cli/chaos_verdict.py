@@ -167,7 +167,8 @@ def _placed(broker: Broker, queues: Iterable[str]) -> set[str]:
 
 #: Kind of job -> how its effect is counted. Of a chat that is never run the question is kept.
 EFFECTS = {
-    "chat": "SELECT job_id, count(*) FROM messages WHERE role = 'assistant' AND job_id = ANY(:ids) GROUP BY job_id",
+    "chat": "SELECT job_id, count(*) FROM messages WHERE role = 'assistant' AND notice IS NULL"
+    " AND job_id = ANY(:ids) GROUP BY job_id",
     "question": "SELECT job_id, count(*) FROM messages WHERE role = 'user' AND job_id = ANY(:ids) GROUP BY job_id",
     "embedding": "SELECT job_id, count(*) FROM documents WHERE job_id = ANY(:ids) GROUP BY job_id",
     "bulk insert": "SELECT job_id, count(*) FROM chaos_rows WHERE job_id = ANY(:ids) GROUP BY job_id",

@@ -255,7 +255,7 @@ class _Show:
             said = {
                 role: int(
                     session.execute(
-                        text("SELECT count(*) FROM messages WHERE role = :role"), {"role": role}
+                        text("SELECT count(*) FROM messages WHERE role = :role AND notice IS NULL"), {"role": role}
                     ).scalar_one()
                 )
                 for role in ("user", "assistant")

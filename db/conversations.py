@@ -1,10 +1,14 @@
-"""Conversations and their messages; a job writes its question and its answer once each."""
+"""Conversations and their messages; a job writes its question and its answer once each.
+
+Until there is an answer, a notice may stand in its place: the model is never shown one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 from sqlalchemy import ColumnElement, select, tuple_
 from sqlalchemy.dialects.postgresql import insert
@@ -16,16 +20,20 @@ from db.errors import ConversationError
 
 HISTORY_LIMIT = 1000
 
+#: Why there is no answer yet: rate limited, no provider, any other error; or that there will be none.
+Cause = Literal["busy", "unavailable", "failed", "dead"]
+
 
 @dataclass(frozen=True)
 class Message:
-    """One message of a conversation; `job_id` is the job that wrote it."""
+    """One message of a conversation; `job_id` is the job that wrote it, `notice` says why this is no answer yet."""
 
     id: int
     role: str
     content: str
     job_id: str | None
     created_at: datetime
+    notice: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ def store_user_message(
 
 
 def history(conversation_id: str, limit: int = 15) -> list[Message]:
-    """Return the latest messages of a conversation, at most `limit`, the oldest of them first.
+    """Return the latest messages of a conversation, notices too, at most `limit`, the oldest of them first.
 
     An unknown conversation has none. Raises ConversationError for a limit outside 1 to 1000.
     """
@@ -69,8 +77,9 @@ def history(conversation_id: str, limit: int = 15) -> list[Message]:
 def history_for(job_id: str, limit: int = 15) -> list[Message]:
     """Return what the model should see in this job: the latest messages up to and with the job's own.
 
-    Messages that came later are left out, so that a second run sees the same as the first. The oldest comes
-    first. Raises ConversationError when the job has stored no user message, or for a limit outside 1 to 1000.
+    Messages that came later are left out, so that a second run sees the same as the first, and so are notices.
+    The oldest comes first. Raises ConversationError when the job has stored no user message, or for a limit
+    outside 1 to 1000.
     """
     message = models.Message
     with transaction() as session:
@@ -82,7 +91,8 @@ def history_for(job_id: str, limit: int = 15) -> list[Message]:
         if asked is None:
             raise ConversationError(f"job {job_id!r} has stored no user message: store it first")
         until = tuple_(message.created_at, message.id) <= tuple_(asked.created_at, asked.id)
-        return _latest(session, message.conversation_id == asked.conversation_id, until, limit=limit)
+        of_conversation = message.conversation_id == asked.conversation_id
+        return _latest(session, of_conversation, until, message.notice.is_(None), limit=limit)
 
 
 def store_answer(  # the columns of one message, in their order
@@ -95,6 +105,8 @@ def store_answer(  # the columns of one message, in their order
     details: dict[str, object] | None = None,
 ) -> Answer:
     """Store a job's answer and return it; when an earlier run has stored one, return that instead.
+
+    It takes the place of the job's notice, if there is one.
 
     Raises TextError naming the field that PostgreSQL cannot store.
     """
@@ -117,6 +129,27 @@ def store_answer(  # the columns of one message, in their order
     return stored
 
 
+def store_notice(job_id: str, conversation_id: str, cause: Cause, content: str) -> bool:
+    """Put a notice where a job's answer will be, or change it; return False when the answer is there already.
+
+    The conversation must be there. Raises TextError naming the field that PostgreSQL cannot store.
+    """
+    text.check(job_id=job_id, conversation_id=conversation_id, content=content)
+    message = models.Message
+    values = {"conversation_id": conversation_id, "job_id": job_id, "role": "assistant"}
+    changed = {"content": content, "notice": cause}
+    with transaction() as session:
+        stored: int | None = session.scalar(
+            insert(message)
+            .values(values | changed)
+            .on_conflict_do_update(
+                index_elements=[message.job_id, message.role], set_=changed, where=message.notice.is_not(None)
+            )
+            .returning(message.id)
+        )
+    return stored is not None
+
+
 def answer_of(job_id: str) -> Answer | None:
     """Return the answer that a job has stored, or None."""
     with transaction() as session:
@@ -124,13 +157,20 @@ def answer_of(job_id: str) -> Answer | None:
 
 
 def _store_once(session: Session, job_id: str, conversation_id: str, role: str, content: str, **more: object) -> int:
-    """Insert the job's message of this role, or find it; of two runs at once, one waits for the other."""
+    """Insert the job's message of this role, or find it; of two runs at once, one waits for the other.
+
+    What stands there as a notice becomes the message and keeps its place.
+    """
     message = models.Message
     values = {"conversation_id": conversation_id, "job_id": job_id, "role": role, "content": content}
     stored: int | None = session.scalar(
         insert(message)
         .values(values | more)
-        .on_conflict_do_nothing(index_elements=[message.job_id, message.role])
+        .on_conflict_do_update(
+            index_elements=[message.job_id, message.role],
+            set_={"content": content, "notice": None, **more},
+            where=message.notice.is_not(None),
+        )
         .returning(message.id)
     )
     if stored is not None:
@@ -142,8 +182,8 @@ def _latest(session: Session, *where: ColumnElement[bool], limit: int) -> list[M
     if not 1 <= limit <= HISTORY_LIMIT:
         raise ConversationError(f"limit={limit}: a whole number from 1 to {HISTORY_LIMIT}")
     message = models.Message
-    rows: Iterable[tuple[int, str, str, str | None, datetime]] = session.execute(
-        select(message.id, message.role, message.content, message.job_id, message.created_at)
+    rows: Iterable[tuple[int, str, str, str | None, datetime, str | None]] = session.execute(
+        select(message.id, message.role, message.content, message.job_id, message.created_at, message.notice)
         .where(*where)
         .order_by(message.created_at.desc(), message.id.desc())
         .limit(limit)
@@ -162,6 +202,6 @@ def _answer(session: Session, job_id: str) -> Answer | None:
             message.prompt_tokens,
             message.completion_tokens,
             message.details,
-        ).where(message.job_id == job_id, message.role == "assistant")
+        ).where(message.job_id == job_id, message.role == "assistant", message.notice.is_(None))
     ).one_or_none()
     return None if row is None else Answer(*row)

@@ -52,7 +52,10 @@ class Conversation(Base):
 
 
 class Message(Base):
-    """One message. A job writes at most one of each role, so that its second run adds nothing."""
+    """One message. A job writes at most one of each role, so that its second run adds nothing.
+
+    With `notice` it stands in an answer's place until there is one, and says why there is none yet.
+    """
 
     __tablename__ = "messages"
 
@@ -66,9 +69,11 @@ class Message(Base):
     completion_tokens: Mapped[int | None]
     details: Mapped[dict[str, object] | None] = mapped_column(JSONB)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    notice: Mapped[str | None]
 
     __table_args__ = (
         CheckConstraint("role IN ('system', 'user', 'assistant', 'tool')", name="role"),
+        CheckConstraint("notice IN ('busy', 'unavailable', 'failed', 'dead')", name="notice"),
         UniqueConstraint("job_id", "role"),
     )
 

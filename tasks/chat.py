@@ -3,21 +3,33 @@
 from typing import Any
 
 from db import conversations
-from tasks import fault, llm
+from tasks import fault, llm, notice
 from tasks.payloads import Chat, check
+from worker import gates
 from worker.app import app
+from worker.breaker import Breakers
 from worker.outcome import Fault
 from worker.policy import load as load_policy
 from worker.task import Job
 
 
 class ChatJob(Job):
-    """A chat turn keeps the user's message even when it is never run."""
+    """A chat turn keeps the user's message even when it is never run, and tells when its answer is late."""
 
     abstract = True
 
     def classify(self, error: Exception) -> Fault:
         return fault.of(error)
+
+    def wait_s(self, error: Exception) -> float | None:
+        return fault.wait_s(error)
+
+    def failed(self, error: Exception, is_dead: bool, **arguments: Any) -> None:
+        """Put a notice where the answer will be, or change the one that is there."""
+        turn, job_id = check(Chat, **arguments), self.request.id
+        cause = "dead" if is_dead else notice.cause_of(error)
+        _keep(job_id, turn)
+        conversations.store_notice(job_id, turn.conversation, cause, notice.TEXTS[cause])
 
     def abandoned(self, **arguments: Any) -> None:
         _keep(self.request.id, check(Chat, **arguments))
@@ -33,14 +45,19 @@ def chat(self: ChatJob, **arguments: Any) -> dict[str, Any]:
     _keep(job_id, turn)
     answer = conversations.answer_of(job_id)
     if answer is None:
+        queue, meter = load_policy().queue(Chat.queue), gates.meter()
         completion = llm.chat(
             _prompt(job_id, turn),
-            timeout_s=load_policy().queue(Chat.queue).time_limit_s,
+            timeout_s=queue.time_limit_s,
             job_id=job_id,
             model=turn.model,
             max_tokens=turn.max_tokens,
             temperature=turn.temperature,
             tools=turn.tools,
+            fallbacks=queue.fallbacks,
+            answer_tokens=queue.answer_tokens,
+            meter=meter,
+            breakers=Breakers(meter.broker, queue.breaker),
         )
         answer = conversations.store_answer(
             job_id,

@@ -11,8 +11,10 @@ from db.documents import Document
 from tasks import fault, llm
 from tasks.apart import apart
 from tasks.payloads import Embedding, check
+from worker import gates
 from worker.app import app
 from worker.batching import Answer, BatchJob
+from worker.breaker import Breakers
 from worker.outcome import Fault
 from worker.policy import load as load_policy
 
@@ -26,6 +28,9 @@ class EmbeddingJob(BatchJob):
 
     def classify(self, error: Exception) -> Fault:
         return fault.of(error)
+
+    def wait_s(self, error: Exception) -> float | None:
+        return fault.wait_s(error)
 
     def run_batch(self, jobs: Sequence[tuple[str, dict[str, Any]]]) -> list[Answer]:
         """Embed all texts, in one call for each model, and keep the vectors in one transaction.
@@ -60,10 +65,13 @@ def embedding(self: EmbeddingJob, **arguments: Any) -> dict[str, Any]:
 
 
 def _embed(model: str | None, ones: Sequence[One]) -> list[Document]:
+    queue, meter = load_policy().queue(Embedding.queue), gates.meter()
     reply = llm.embed(
         [one.text for _, one in ones],
-        timeout_s=load_policy().queue(Embedding.queue).time_limit_s,
+        timeout_s=queue.time_limit_s,
         model=model,
+        meter=meter,
+        breakers=Breakers(meter.broker, queue.breaker),
     )
     return [
         Document(key=one.key or job_id, content=one.text, embedding=vector, model=reply.model, job_id=job_id)

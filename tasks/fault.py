@@ -3,7 +3,7 @@
 from kombu.exceptions import OperationalError
 
 from db import errors
-from tasks.llm import ProviderAway, ProviderBusy, ProviderRefusesUs
+from tasks.provider_error import BreakerOpen, ProviderAway, ProviderBusy, ProviderError, ProviderRefusesUs
 from worker.errors import BrokerUnavailable, QueueFull
 from worker.outcome import Fault
 
@@ -16,7 +16,7 @@ OF_DATABASE = {
 
 
 #: A provider that waits for something else than this job, and a broker that takes no jobs from one that sends some.
-ELSEWHERE = (ProviderBusy, ProviderRefusesUs, BrokerUnavailable, QueueFull, OperationalError)
+ELSEWHERE = (ProviderBusy, ProviderRefusesUs, BreakerOpen, BrokerUnavailable, QueueFull, OperationalError)
 
 
 def of(error: Exception) -> Fault:
@@ -26,3 +26,14 @@ def of(error: Exception) -> Fault:
     if isinstance(error, ProviderAway):
         return Fault.PASSING
     return OF_DATABASE[errors.fault_of(error)]
+
+
+#: A wait that a provider asks for is cut to this: by then it may answer all the same.
+LONGEST_WAIT_S = 600.0
+
+
+def wait_s(error: Exception) -> float | None:
+    """Return in how many seconds what is away may be back, when the error says so."""
+    if not isinstance(error, ProviderError) or error.retry_after_s is None:
+        return None
+    return min(error.retry_after_s, LONGEST_WAIT_S)

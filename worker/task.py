@@ -67,8 +67,8 @@ class OutOfMemory(RuntimeError):
 class Job(Task):  # type: ignore[misc]
     """A task whose failures are decided by its queue's retry policy.
 
-    A subclass says what its errors mean (`classify`) and may keep something of a job that is never run
-    (`abandoned`).
+    A subclass says what its errors mean (`classify`, `wait_s`) and may keep something of an attempt that failed
+    (`failed`) and of a job that is never run (`abandoned`).
     """
 
     abstract = True
@@ -103,6 +103,17 @@ class Job(Task):  # type: ignore[misc]
     def classify(self, error: Exception) -> Fault:
         """Say whether trying again may help."""
         return Fault.FATAL
+
+    def wait_s(self, error: Exception) -> float | None:
+        """Return in how many seconds a service that is away may be back, None when it is not known."""
+        return None
+
+    def failed(self, error: Exception, is_dead: bool, *args: Any, **kwargs: Any) -> None:
+        """Keep what is to be known of an attempt that failed; ``is_dead`` when no other follows.
+
+        It is called before the job is settled, and not for a run that was cancelled or broken off by its worker. What
+        it raises is logged and changes nothing.
+        """
 
     def abandoned(self, *args: Any, **kwargs: Any) -> None:
         """Keep what must not be lost of a job that was cancelled or expired before it ran."""
@@ -177,6 +188,7 @@ class Job(Task):  # type: ignore[misc]
             raise OutOfMemory(f"job {self.request.id} ran out of memory") from error
         except Exception as error:
             again = self.again(error, self.request.retries)
+            self._tell_failed(error, again is None, *args, **kwargs)
             if again is not None:
                 raise again from error
             if isinstance(error, RedisError):
@@ -187,6 +199,14 @@ class Job(Task):  # type: ignore[misc]
             if isinstance(error, SystemExit | KeyboardInterrupt) and current_process().name != "MainProcess":
                 raise
             raise BodyFailed(f"the task called for the end of its process: {error!r}") from error
+
+    def _tell_failed(self, error: Exception, is_dead: bool, *args: Any, **kwargs: Any) -> None:
+        if cancellation.is_cancelled(self.request.id):
+            return
+        try:
+            self.failed(error, is_dead, *args, **kwargs)
+        except Exception as second:
+            logger.warning("job %s failed, and what was to be kept of that is not: %s", self.request.id, second)
 
     def _meter(self, records: Broker) -> Meter:
         step = (self.request.delivery_info or {}).get("priority")
@@ -218,7 +238,7 @@ class Job(Task):  # type: ignore[misc]
         """Return the retry that an error leads to, None when the job is dead."""
         policy = self._policy
         cause = AttemptFailed(f"{type(error).__name__}: {error}"[:2000])
-        match outcome.decide(self.classify(error), attempts, policy, random.random()):
+        match outcome.decide(self.classify(error), attempts, policy, random.random(), self.wait_s(error)):
             case outcome.Retry(after_s):
                 return Again(exc=cause, when=after_s)
             case outcome.Snooze(after_s):

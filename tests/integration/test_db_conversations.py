@@ -152,3 +152,36 @@ def test_the_last_messages_come_off_the_index(thread: str) -> None:
         ).all()
     assert "ix_messages_history" in "\n".join(plan)
     assert "Sort" not in "\n".join(plan)
+
+
+def test_an_answer_takes_its_notice_s_place(thread: str) -> None:
+    job_id = turn(thread, "q0")
+    assert conversations.store_notice(job_id, thread, "busy", "wait")
+    turn(thread, "q1", "a1")
+    assert [message.notice for message in conversations.history(thread)] == [None, "busy", None, None]
+    assert conversations.answer_of(job_id) is None
+    noticed = conversations.history(thread)[1]
+    answer = conversations.store_answer(job_id, thread, "a0", "model", 7, 3, {"k": 1})
+    assert answer == Answer(noticed.id, thread, "a0", "model", 7, 3, {"k": 1})
+    assert contents(conversations.history(thread)) == ["q0", "a0", "q1", "a1"]
+    assert conversations.history(thread)[1].notice is None
+
+
+def test_a_job_has_one_notice_and_none_over_its_answer(thread: str) -> None:
+    job_id = turn(thread, "q")
+    assert conversations.store_notice(job_id, thread, "busy", "wait")
+    assert conversations.store_notice(job_id, thread, "dead", "never")
+    noticed = [(message.content, message.notice) for message in conversations.history(thread)]
+    assert noticed == [("q", None), ("never", "dead")]
+    conversations.store_answer(job_id, thread, "a")
+    assert not conversations.store_notice(job_id, thread, "failed", "late")
+    assert contents(conversations.history(thread)) == ["q", "a"]
+
+
+def test_the_model_is_shown_no_notice(thread: str) -> None:
+    turn(thread, "q0", "a0")
+    conversations.store_notice(turn(thread, "q1"), thread, "unavailable", "wait")
+    job_id = turn(thread, "q2")
+    conversations.store_notice(job_id, thread, "busy", "wait")
+    assert contents(conversations.history_for(job_id)) == ["q0", "a0", "q1", "q2"]
+    assert contents(conversations.history_for(job_id, limit=3)) == ["a0", "q1", "q2"]

@@ -92,6 +92,9 @@ class Keys:
     def gate(self, name: str) -> str:
         return self._key("gate", name)
 
+    def breaker(self, name: str) -> str:
+        return self._key("breaker", name)
+
     def nameless(self, queue: str, digest: str) -> str:
         return self._key("nameless", f"{queue}:{digest}")
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cli.following import follow
 from cli.output import as_json, err, out, progress
 from tasks import enqueue as producer
 from tasks.enqueue import Options
@@ -41,13 +42,15 @@ def chat(
     deadline: Seconds = None,
     delay: Seconds = None,
     wait: Wait = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Print the answer while the model writes it.")] = False,
     as_json_: AsJson = False,
 ) -> None:
     """Enqueue one turn of a conversation and print the job's id."""
     text = _standard_input() if message == "-" else message
-    fields = {"conversation": conversation} if conversation else {}
+    fields: dict[str, Any] = {"conversation": conversation} if conversation else {}
     options = Options(priority, None, idempotency_key, deadline, delay)
-    _tell(producer.chat(text, options=options, **fields), wait, as_json_)
+    job = producer.chat(text, options=options, stream=stream, **fields)
+    follow(job, wait, as_json_) if stream else _tell(job, wait, as_json_)
 
 
 @commands.command()

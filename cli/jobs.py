@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cli.following import follow
 from cli.output import as_json, out, table
 from tasks.job import Job, status_of
 from worker import broker, overview
@@ -27,10 +28,14 @@ def register(app: typer.Typer) -> None:
 def job(
     job_id: Annotated[str, typer.Argument(help="The id that enqueue printed.")],
     wait: Annotated[float | None, typer.Option(help="Wait up to this many seconds for the job to end.", min=0)] = None,
+    following: Annotated[bool, typer.Option("--follow", help="Print its text while the model writes it.")] = False,
     as_json_: AsJson = False,
 ) -> None:
     """Show one job: its status, times, attempts, and its result when it has one. Exit code 1 if it failed."""
     handle = Job(job_id)
+    if following:
+        follow(handle, wait, as_json_)
+        return
     result: Any = None
     error = ""
     try:

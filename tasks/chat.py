@@ -5,6 +5,7 @@ from typing import Any
 from db import conversations
 from tasks import fault, llm, notice
 from tasks.payloads import Chat, check
+from tasks.stream_writer import Writer
 from worker import gates
 from worker.app import app
 from worker.breaker import Breakers
@@ -34,6 +35,11 @@ class ChatJob(Job):
     def abandoned(self, **arguments: Any) -> None:
         _keep(self.request.id, check(Chat, **arguments))
 
+    def writer(self) -> Writer | None:
+        """Return what writes this run's stream; None for a run inside its caller, which has no record."""
+        delivery = self._delivery()
+        return Writer(self._records(), delivery) if delivery else None
+
 
 @app.task(base=ChatJob, bind=True, name=Chat.task)  # type: ignore[untyped-decorator]
 def chat(self: ChatJob, **arguments: Any) -> dict[str, Any]:
@@ -44,6 +50,7 @@ def chat(self: ChatJob, **arguments: Any) -> dict[str, Any]:
     turn, job_id = check(Chat, **arguments), self.request.id
     _keep(job_id, turn)
     answer = conversations.answer_of(job_id)
+    writer = self.writer() if turn.stream and answer is None else None
     if answer is None:
         queue, meter = load_policy().queue(Chat.queue), gates.meter()
         completion = llm.chat(
@@ -58,6 +65,8 @@ def chat(self: ChatJob, **arguments: Any) -> dict[str, Any]:
             answer_tokens=queue.answer_tokens,
             meter=meter,
             breakers=Breakers(meter.broker, queue.breaker),
+            on_text=writer.text if writer else None,
+            on_restart=writer.restart if writer else None,
         )
         answer = conversations.store_answer(
             job_id,
@@ -68,11 +77,14 @@ def chat(self: ChatJob, **arguments: Any) -> dict[str, Any]:
             completion.completion_tokens,
             {"finish_reason": completion.finish_reason, "tool_calls": completion.tool_calls},
         )
+    usage = {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens}
+    if writer:
+        writer.whole(usage)
     return {
         "text": answer.content,
         "conversation": turn.conversation,
         "model": answer.model,
-        "usage": {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens},
+        "usage": usage,
         **(answer.details or {}),
     }
 

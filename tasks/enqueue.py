@@ -44,7 +44,7 @@ def chat(text: str, *, options: Options | None = None, **rest: Any) -> Job:
     """Enqueue one turn of a conversation and return its job.
 
     Further arguments are those of `tasks.payloads.Chat` (conversation, user, system, model, max_tokens, temperature,
-    tools, history) and of `Options`. The job's result is ``{"text", "conversation", "model", "usage", ...}``.
+    tools, history, stream) and of `Options`. The job's result is ``{"text", "conversation", "model", "usage", ...}``.
     Raises `JobRefused`, `QueueFull`, `BrokerUnavailable`.
     """
     options, fields = _options(options, rest)

@@ -1,9 +1,11 @@
 """Follow a job after it was accepted: its status, its result, its cancellation."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from tasks import stream
 from worker import broker
 from worker.errors import JobFailed, ResultTimeout, UnknownJob
 
@@ -76,6 +78,23 @@ class Job:
                 raise ResultTimeout(f"job {self.id} is {status} after {timeout} s; it goes on, ask again")
             time.sleep(pause_s)
             pause_s = min(POLL_S[1], pause_s * 1.5)
+
+    def stream(self, after: str | None = None, timeout: float | None = None) -> Iterator[stream.Event]:
+        """Yield the job's text while the model writes it, as `tasks.stream` events; the last is an ``End``.
+
+        ``after``: the id of the last event that was read before; it goes on behind it. After a ``Restart`` all text
+        before it is void. A job that was not enqueued with ``stream=True`` gives its whole text at its end.
+        Raises as `result` does, and `JobRefused` for an ``after`` that is no event's id.
+        """
+        return stream.read(self, after, timeout)
+
+    def texts(self, timeout: float | None = None) -> Iterator[str]:
+        """Yield the text alone. Raises as `stream` does, and `JobFailed` when the answer began anew."""
+        for event in self.stream(timeout=timeout):
+            if isinstance(event, stream.Restart):
+                raise JobFailed(self.id, "restarted", "its answer began anew; read it with stream() or result()")
+            if isinstance(event, stream.Text):
+                yield event.text
 
     def cancel(self) -> bool:
         """Cancel the job; return whether it had not ended.

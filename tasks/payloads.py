@@ -53,7 +53,10 @@ class JobPayload(BaseModel):
 
 
 class Chat(JobPayload):
-    """One turn of a conversation. Without ``conversation`` a new one begins."""
+    """One turn of a conversation. Without ``conversation`` a new one begins.
+
+    ``stream``: give readers of `Job.stream` the text while the model writes it.
+    """
 
     queue = "chat"
     task = "tasks.chat"
@@ -69,6 +72,7 @@ class Chat(JobPayload):
     temperature: float | None = Field(default=None, ge=0, le=2)
     tools: list[dict[str, Any]] | None = None
     history: int = Field(default=15, ge=1, le=1000)
+    stream: bool = False
 
     def cost(self) -> int:
         """Return the tokens of what is known here and of the answer; the history is added when the call is made."""

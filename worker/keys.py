@@ -34,6 +34,7 @@ STEMS = {
         "forebay:nameless:",
         "list: ids of waiting jobs whose message names none, by queue and SHA-1; permanent",
     ),
+    "stream": ("forebay:stream:", "stream: a chat's text as the model writes it; retention.stream_s from the last write"),
     "serial": ("forebay:serial", "string: numbers messages that carry no readable id; permanent"),
 }
 
@@ -97,6 +98,9 @@ class Keys:
 
     def nameless(self, queue: str, digest: str) -> str:
         return self._key("nameless", f"{queue}:{digest}")
+
+    def stream(self, job_id: str) -> str:
+        return self._key("stream", job_id)
 
     def owners(self) -> str:
         return self._key("owners")

@@ -73,6 +73,7 @@ class Retention(Model):
     result_s: Kept = 86400
     idempotency_s: Kept = 86400
     dead_s: Kept = 30 * 86400
+    stream_s: Kept = 3600
 
 
 class Lease(Model):

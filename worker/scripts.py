@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent
 
-#: Scripts that may run when Redis is out of memory: they drain it. Only accept is refused.
+#: Scripts that may run when Redis is out of memory: they drain it.
 DRAINING = frozenset(
     {
         "fetch",
@@ -48,7 +48,9 @@ DRAINING = frozenset(
 )
 #: Scripts that only look.
 READING = frozenset({"sizes", "audit_jobs", "audit_list", "breaker_list"})
-NAMES = DRAINING | READING | {"accept"}
+#: Scripts that Redis refuses when it is out of memory.
+REFUSED = frozenset({"accept", "stream_append"})
+NAMES = DRAINING | READING | REFUSED
 #: What a running job publishes is accepted also when Redis is out of memory: it would not end otherwise.
 SAME = {"publish": "accept"}
 

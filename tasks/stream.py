@@ -67,10 +67,12 @@ class _Place:
         self.entry = entry
         kind, at, text = fields[b"kind"], int(fields[b"at"]), fields[b"text"].decode()
         if kind == b"restart":
-            self.text, self.whole = "", False
+            self.text, self.whole, self.from_result = "", False, None
             return Restart(entry)
         if kind == b"whole":
             self.whole = True
+            return None
+        if self.from_result is not None:
             return None
         if self.text is None or at != len(self.text):  # what stood between is gone: the result will have it
             self.text = None
@@ -90,7 +92,7 @@ def read(job: Job, after: str | None, timeout: float | None) -> Iterator[Event]:
     checked_at, pause_s = time.monotonic(), BLOCK_S
     while True:
         ended = record["state"] in ("succeeded", "dead", "cancelled", "expired")
-        entries = [] if place.from_result is not None else _entries(place, job.id, 0 if ended else pause_s, until)
+        entries = _entries(place, job.id, 0 if ended else pause_s, until)
         for entry, fields in entries:
             event = place.follow(entry, fields)
             if event is not None:

@@ -34,7 +34,7 @@ STEMS = {
         "forebay:nameless:",
         "list: ids of waiting jobs whose message names none, by queue and SHA-1; permanent",
     ),
-    "stream": ("forebay:stream:", "stream: a chat's text as the model writes it; retention.stream_s from the last write"),
+    "stream": ("forebay:stream:", "stream: a chat's text as it is written; retention.stream_s from the last write"),
     "serial": ("forebay:serial", "string: numbers messages that carry no readable id; permanent"),
 }
 

@@ -38,7 +38,7 @@ class ChatJob(Job):
     def writer(self) -> Writer | None:
         """Return what writes this run's stream; None for a run inside its caller, which has no record."""
         delivery = self._delivery()
-        return Writer(self._records(), delivery) if delivery else None
+        return Writer(self.records(), delivery) if delivery else None
 
 
 @app.task(base=ChatJob, bind=True, name=Chat.task)  # type: ignore[untyped-decorator]

@@ -40,7 +40,7 @@ GATE = (
 )
 COMMON = (
     "retention.record_s", "retention.result_s", "retention.idempotency_s", "retention.dead_s",
-    "lease.duration_s", "lease.renew_every_s",
+    "retention.stream_s", "lease.duration_s", "lease.renew_every_s",
 )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from tasks.stream_writer import Writer
 from tests.eventually import eventually
 from tests.integration.test_llm import HEAD, part
 from tests.workers import Workers
+from worker import message
 from worker.broker import Broker, Delivery, Submission
 from worker.errors import JobFailed, JobRefused, ResultTimeout, UnknownJob
 
@@ -29,6 +30,7 @@ class Told:
 
     def __init__(self) -> None:
         self.asked: SimpleQueue[socket.socket] = SimpleQueue()
+        self.connections: list[socket.socket] = []
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}/v1"
         threading.Thread(target=self._serve, daemon=True).start()
@@ -39,6 +41,7 @@ class Told:
                 connection, _ = self.listener.accept()
                 connection.recv(65536)
                 connection.sendall(HEAD)
+                self.connections.append(connection)
                 self.asked.put(connection)
 
     def call(self) -> socket.socket:
@@ -49,7 +52,8 @@ class Told:
 def provider() -> Iterator[Told]:
     started = Told()
     yield started
-    started.listener.close()
+    for each in (started.listener, *started.connections):
+        each.close()
 
 
 def say(call: socket.socket, *texts: str, done: bool = False) -> None:
@@ -71,14 +75,15 @@ def last_run(events: list[Event]) -> str:
 
 
 def running(broker: Broker, job_id: str) -> Delivery:
-    broker.accept(Submission(job_id, "chat", 0, "tasks.chat", "{}"))
+    text = message.write("tasks.chat", job_id, "chat", 0, {})
+    broker.accept(Submission(job_id, "chat", 0, "tasks.chat", text))
     (fetched,) = broker.fetch("owner", 60, ["chat"], 1)
     assert broker.start(fetched.delivery) == "started"
     return fetched.delivery
 
 
 def test_text_comes_while_the_model_writes(workers: Workers, broker: Broker, provider: Told) -> None:
-    workers.start("chat", OPENAI_BASE_URL=provider.url)
+    worker = workers.start("chat", OPENAI_BASE_URL=provider.url)
     job = enqueue.chat("hello", stream=True)
     call = provider.call()
     say(call, "[b]one :smile: ")
@@ -111,9 +116,10 @@ def test_text_comes_while_the_model_writes(workers: Workers, broker: Broker, pro
     broker.redis.config_set("maxmemory", "1mb")
     try:
         say(call, "unseen", done=True)
-        assert last_run([first, *reading]) == full.result(30)["text"] == "seen unseen"
+        eventually(lambda: "no longer streamed" in worker.said())
     finally:
         broker.redis.config_set("maxmemory", "0")
+    assert last_run([first, *reading]) == full.result(30)["text"] == "seen unseen"
 
     plain = enqueue.chat("hello")
     say(provider.call(), "at the ", "end", done=True)

@@ -1,0 +1,1 @@
+"""Keep results for a while, in this process and in Redis, and let equal questions in flight share one answer."""

@@ -45,6 +45,12 @@ def _off(value: Any) -> Any:
     return 0 if value is False or str(value).strip().lower() == "off" else value
 
 
+def _switch(value: Any) -> Any:
+    """Return the yes or no that a variable spells: it has no other way to say one, the file has."""
+    spelled = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
+    return spelled.get(str(value).strip().lower(), value)
+
+
 def _queue_name(name: str) -> str:
     if len(name) > 60 or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError("must be a queue's name: a-z first, then a-z, 0-9 and _, at most 60 characters")
@@ -315,11 +321,33 @@ class Queue(Model):
         return value
 
 
+class Price(Model):
+    """What 1,000 tokens of a model cost, in whatever currency the bill is in."""
+
+    prompt: Annotated[Real, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0
+    completion: Annotated[Real, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0
+
+
+class Cache(Model):
+    """Which answers of models are kept, for how long, and how much of them in each process."""
+
+    enabled: Annotated[bool, Strict(), BeforeValidator(_switch)] = True
+    analysis_ttl_s: Kept = 86400
+    embedding_ttl_s: Kept = 7 * 86400
+    model_ttl_s: Kept = 3600
+    max_temperature: Annotated[Real, Field(ge=0, le=0.3, allow_inf_nan=False)] = 0.3
+    memory_entries: Annotated[Whole, Field(ge=0, le=10_000_000)] = 10_000
+    memory_mib: Annotated[Whole, Field(ge=0, le=1_000_000)] = 64
+    memory_ttl_s: Kept = 300
+    prices: dict[str, Price] = {}
+
+
 class Policy(Model):
     """The whole of queues.yaml with the environment's overrides."""
 
     retention: Retention = Retention()
     lease: Lease = Lease()
+    cache: Cache = Cache()
     gates: dict[Annotated[str, AfterValidator(_queue_name)], Gate] = {}
     queues: dict[Annotated[str, AfterValidator(_queue_name)], Queue] = Field(min_length=1)
 
@@ -406,6 +434,7 @@ PLAIN = {
     "int_type": "must be a whole number",
     "float_type": "must be a number",
     "string_type": "must be text",
+    "bool_type": "must be true or false",
     "tuple_type": "must be a list",
     "dict_type": "must be a mapping",
     "model_type": "must be a mapping",
@@ -447,6 +476,7 @@ def _known_keys(path: list[str]) -> set[str]:
     parts: dict[str, type[Model]] = {
         "retention": Retention,
         "lease": Lease,
+        "cache": Cache,
         "batch": Batch,
         "retry": Retry,
         "breaker": Breaker,
@@ -461,6 +491,8 @@ def _known_keys(path: list[str]) -> set[str]:
             model = Gate
         case ["queues", _, "fallbacks", _]:
             model = Fallback
+        case ["cache", "prices", _]:
+            model = Price
         case _:
             model = parts[path[-1]]
     return set(model.model_fields) - {"name"}
@@ -485,6 +517,7 @@ __all__ = [
     "Batch",
     "Breaker",
     "Bucket",
+    "Cache",
     "Fallback",
     "Gate",
     "Policy",

@@ -41,7 +41,16 @@ GATE = (
 COMMON = (
     "retention.record_s", "retention.result_s", "retention.idempotency_s", "retention.dead_s",
     "retention.stream_s", "lease.duration_s", "lease.renew_every_s",
+    "cache.enabled", "cache.analysis_ttl_s", "cache.embedding_ttl_s", "cache.model_ttl_s", "cache.max_temperature",
+    "cache.memory_entries", "cache.memory_mib", "cache.memory_ttl_s",
 )  # fmt: skip
+#: The names that caches of answers usually have; FOREBAY_CACHE_* is the same.
+CACHE = {
+    "CACHE_ENABLED": "cache.enabled",
+    "CACHE_ANALYSIS_TTL": "cache.analysis_ttl_s",
+    "CACHE_EMBEDDING_TTL": "cache.embedding_ttl_s",
+    "CACHE_MODEL_TTL": "cache.model_ttl_s",
+}
 
 
 @dataclass(frozen=True)
@@ -185,7 +194,7 @@ def _override(reading: Reading, environ: Mapping[str, str]) -> None:
     declared = reading.values.get("queues")
     queues = declared if isinstance(declared, dict) else {}
     names = [name for name, value in queues.items() if isinstance(value, dict)]
-    known = {_variable(key): key for key in COMMON}
+    known = {_variable(key): key for key in COMMON} | CACHE
     known |= {_variable(f"{name}.{key}"): f"queues.{name}.{key}" for name in names for key in SCALARS}
     gates = reading.values.get("gates")
     for name in gates if isinstance(gates, dict) else ():

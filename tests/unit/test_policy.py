@@ -194,7 +194,7 @@ def test_a_fault_is_named_by_line_key_value_and_what_is_allowed(
         ),
         (
             f"{PLAIN}leases: {{}}\n",
-            "5: leases: {}: unknown key; known are gates, lease, queues, retention; did you mean lease?",
+            "5: leases: {}: unknown key; known are cache, gates, lease, queues, retention; did you mean lease?",
         ),
         (
             f"{PLAIN}lease: {{duration_s: 8, renew_every_s: 3}}\n",
@@ -448,3 +448,34 @@ def test_loading_is_quick_and_brings_no_heavy_package() -> None:
 def test_the_policy_of_the_process_is_read_once() -> None:
     first: Policy = load()
     assert load() is first
+
+
+def test_the_cache_s_variables_win_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "queues.yaml"
+    path.write_text(f"{PLAIN}cache: {{analysis_ttl_s: 5, prices: {{a.b/c: {{prompt: 0.1}}}}}}\n", encoding="utf-8")
+    environ = {"CACHE_ENABLED": "false", "CACHE_EMBEDDING_TTL": "60", "FOREBAY_CACHE_MEMORY_MIB": "1"}
+    found = {setting.key: (setting.value, setting.source) for setting in effective(path, environ)}
+    assert found["cache.enabled"] == (False, "environment variable CACHE_ENABLED")
+    assert found["cache.embedding_ttl_s"] == (60, "environment variable CACHE_EMBEDDING_TTL")
+    assert found["cache.memory_mib"] == (1, "environment variable FOREBAY_CACHE_MEMORY_MIB")
+    assert found["cache.analysis_ttl_s"] == (5, f"{path}:5")
+    assert found["cache.prices.a.b/c.prompt"][0] == 0.1
+    assert found["cache.model_ttl_s"] == (3600, "default")
+
+
+@pytest.mark.parametrize(
+    ("cache", "fault"),
+    [
+        ("max_temperature: 0.5", "cache.max_temperature: 0.5: must be less than or equal to 0.3"),
+        ("enabled: maybe", "cache.enabled: 'maybe': must be true or false"),
+        ("ttl_s: 5", "cache.ttl_s: 5: unknown key; known are analysis_ttl_s,"),
+        ("prices: {m: {promt: 1}}", "cache.prices.m.promt: 1: unknown key; known are completion, prompt; did you mean"),
+        ("analysis_ttl_s: 0", "cache.analysis_ttl_s: 0: must be greater than or equal to 1"),
+    ],
+)
+def test_faults_of_the_cache_are_named(tmp_path: Path, cache: str, fault: str) -> None:
+    path = tmp_path / "queues.yaml"
+    path.write_text(f"{PLAIN}cache: {{{cache}}}\n", encoding="utf-8")
+    with pytest.raises(ConfigurationError) as error:
+        load(path, {})
+    assert fault in str(error.value)

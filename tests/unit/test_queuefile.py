@@ -170,8 +170,8 @@ def test_every_scalar_key_of_the_schema_has_a_variable(tmp_path: Path) -> None:
     nested = {f"{part.lower()}.{key}" for part in ("Batch", "Retry", "Breaker") for key in schema[part]["properties"]}
     assert set(SCALARS) == queue | nested
     assert set(COMMON) == {
-        f"{part.lower()}.{key}" for part in ("Retention", "Lease") for key in schema[part]["properties"]
-    }
+        f"{part.lower()}.{key}" for part in ("Retention", "Lease", "Cache") for key in schema[part]["properties"]
+    } - {"cache.prices"}
     keys = [*COMMON, *(f"queues.chat.{key}" for key in SCALARS)]
     environ = {variable(key.removeprefix("queues.")): str(at) for at, key in enumerate(keys, 1)}
     found = reading(tmp_path, PLAIN, environ)

@@ -23,7 +23,7 @@ LOCAL_KEY = "local"  # the local provider asks for none, but clients insist on o
 
 def without_services(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment without the variables that name services elsewhere, so that all are started here."""
-    own = {*SERVICE_VARIABLES, *PORT_VARIABLES.values(), "FOREBAY_HOME", "FLOWER_PORT"}
+    own = {*SERVICE_VARIABLES, *PORT_VARIABLES.values(), "FOREBAY_HOME", "FLOWER_PORT", "CACHE_URL"}
     return {key: value for key, value in environ.items() if key not in own}
 
 

@@ -4,7 +4,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -14,11 +14,15 @@ VECTOR = [0.6, 0.8]
 
 
 @contextlib.contextmanager
-def serving(latency_s: float) -> Iterator[str]:
-    """Serve in threads of this process; give the base URL that OpenAI's clients are to be given."""
+def serving(latency_s: float, asked: Callable[[dict[str, Any]], None] | None = None) -> Iterator[str]:
+    """Serve in threads of this process; give the base URL that OpenAI's clients are to be given.
+
+    ``asked`` gets each request's body as it comes.
+    """
 
     class Handler(_Handler):
         seconds = latency_s
+        hears = staticmethod(asked) if asked else None
 
     server = ThreadingHTTPServer((LOOPBACK, 0), Handler)
     serving_thread = threading.Thread(target=server.serve_forever, name="quick provider", daemon=True)
@@ -33,6 +37,7 @@ def serving(latency_s: float) -> Iterator[str]:
 
 class _Handler(BaseHTTPRequestHandler):
     seconds = 0.0
+    hears: Callable[[dict[str, Any]], None] | None = None
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
@@ -40,6 +45,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer a chat or an embeddings request, whatever it asks."""
         with contextlib.suppress(ConnectionError):  # the client was killed
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if self.hears:
+                self.hears(request)
             time.sleep(self.seconds)
             kind, body = _answer(self.path, request)
             self.send_response(200)

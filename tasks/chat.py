@@ -3,7 +3,7 @@
 from typing import Any
 
 from db import conversations
-from tasks import fault, llm, notice
+from tasks import cached, fault, notice
 from tasks.payloads import Chat, check
 from tasks.stream_writer import Writer
 from worker import gates
@@ -53,7 +53,7 @@ def chat(self: ChatJob, **arguments: Any) -> dict[str, Any]:
     writer = self.writer() if turn.stream and answer is None else None
     if answer is None:
         queue, meter = load_policy().queue(Chat.queue), gates.meter()
-        completion = llm.chat(
+        completion = cached.chat(
             _prompt(job_id, turn),
             timeout_s=queue.time_limit_s,
             job_id=job_id,
@@ -75,7 +75,11 @@ def chat(self: ChatJob, **arguments: Any) -> dict[str, Any]:
             completion.model,
             completion.prompt_tokens,
             completion.completion_tokens,
-            {"finish_reason": completion.finish_reason, "tool_calls": completion.tool_calls},
+            {
+                "finish_reason": completion.finish_reason,
+                "tool_calls": completion.tool_calls,
+                **cached.marks(completion),
+            },
         )
     usage = {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens}
     if writer:

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from db import documents
 from db.documents import Document
-from tasks import fault, llm
+from tasks import cached, fault
 from tasks.apart import apart
 from tasks.payloads import Embedding, check
 from worker import gates
@@ -66,7 +66,7 @@ def embedding(self: EmbeddingJob, **arguments: Any) -> dict[str, Any]:
 
 def _embed(model: str | None, ones: Sequence[One]) -> list[Document]:
     queue, meter = load_policy().queue(Embedding.queue), gates.meter()
-    reply = llm.embed(
+    reply = cached.embed(
         [one.text for _, one in ones],
         timeout_s=queue.time_limit_s,
         model=model,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from cli import chaos, checks, dead, demo, enqueue, jobs, machine, stats, workers
+from cli import cache, chaos, checks, dead, demo, enqueue, jobs, machine, stats, workers
 from cli.output import err
 from dev import addresses, stack
 from worker.errors import ForebayError
@@ -27,6 +27,7 @@ enqueue.register(app)
 jobs.register(app)
 dead.register(app)
 stats.register(app)
+cache.register(app)
 demo.register(app)
 chaos.register(app)
 checks.register(app)
@@ -53,6 +54,7 @@ def main() -> int:
 
 
 def _is_expected(error: Exception) -> bool:
-    """Say whether an error is one that the user can mend. The database's are known only once it was loaded."""
+    """Say whether an error is one that the user can mend. Some are known only once their package was loaded."""
     store_errors = getattr(sys.modules.get("db.errors"), "StoreError", ())
-    return isinstance(error, (ForebayError, stack.StackError, store_errors))
+    cache_errors = getattr(sys.modules.get("cache.errors"), "CacheError", ())
+    return isinstance(error, (ForebayError, stack.StackError, store_errors, cache_errors))

@@ -1,0 +1,85 @@
+"""Commands for the cache of models' answers: what it saved, and forgetting it."""
+
+from functools import partial
+from typing import Annotated, Any
+
+import typer
+from rich.progress import Progress, TaskID
+
+from cli.output import as_json, err, out, progress, table
+from tasks import cached
+from worker.errors import JobRefused, nearest
+from worker.policy import load as load_policy
+
+KindName = Annotated[
+    str | None, typer.Option("--kind", help="This kind alone: analysis, embedding or model.", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+commands = typer.Typer(no_args_is_help=True, help="Show what the cache of models' answers saved, or clear it.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.add_typer(commands, name="cache")
+
+
+@commands.command()
+def stats(kind: KindName = None, as_json_: AsJson = False) -> None:
+    """Show hits, misses, what they saved, and how much is kept. Processes report about every second."""
+    wanted = _kinds(kind)
+    prices = {model: (price.prompt, price.completion) for model, price in load_policy().cache.prices.items()}
+    with progress() as bars:
+        task = bars.add_task("keys", total=None, note="")
+        report = cached.results().report(prices, partial(_show, bars, task))
+    found = report.as_dict()
+    found["kinds"] = [each for each in found["kinds"] if each["kind"] in wanted]
+    found["enabled"] = load_policy().cache.enabled
+    if as_json_:
+        as_json(found)
+        return
+    rows = found["kinds"]
+    names = [name for name in rows[0] if name != "kind" and not (name == "cost_saved" and not prices)]
+    table(
+        "Cache (hit rate: of all values asked for)" + ("" if found["enabled"] else ": switched off"),
+        ("", *(row["kind"] for row in rows)),
+        [(name, *(_shown(row[name]) for row in rows)) for name in names],
+    )
+    memory = f"{found['memory_entries']:,} values, {found['memory_bytes']:,} bytes"
+    out.print(f"in the memory of {found['processes']} processes: {memory}")
+
+
+@commands.command()
+def clear(
+    kind: KindName = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json_: AsJson = False,
+) -> None:
+    """Forget kept answers, also in the memory of running processes, which hear of it within about a second."""
+    wanted = _kinds(kind)
+    if not yes and not typer.confirm(f"forget all kept answers of the kinds {', '.join(wanted)}?", err=True):
+        raise typer.Exit(1)
+    cleared = {}
+    with progress() as bars:
+        for each in wanted:
+            task = bars.add_task(each, total=None, note="")
+            cleared[each] = cached.results().clear(each, partial(_show, bars, task))
+    if as_json_:
+        as_json(cleared)
+    else:
+        err.print(f"{sum(cleared.values()):,} answers forgotten")
+
+
+def _show(bars: Progress, task: TaskID, seen: int, total: int) -> None:
+    bars.update(task, completed=seen, total=total)
+
+
+def _kinds(kind: str | None) -> list[str]:
+    known = cached.results().settings.kinds
+    if kind is not None and kind not in known:
+        raise JobRefused("--kind", kind, f"is not known; known are {', '.join(known)}{nearest(kind, known)}")
+    return [kind] if kind else known
+
+
+def _shown(value: Any) -> object:
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else value

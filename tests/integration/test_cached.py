@@ -1,0 +1,188 @@
+"""Calls of a provider behind the cache: what is asked once, what each time, and the commands that show it."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dev import quick_provider, stack
+from tasks import cached, llm
+from tests.eventually import eventually
+from tests.integration.test_cli import Cli
+from tests.workers import Workers
+from worker import cancellation, policy
+from worker.broker import Broker
+
+ROOT = Path(__file__).resolve().parents[2]
+HELLO = [{"role": "user", "content": "hello"}]
+LATENCY_S = 0.1
+
+
+def forget() -> None:
+    if cached.results.cache_info().currsize:
+        cached.results().close()
+    cached.results.cache_clear()
+    policy._of_process.cache_clear()
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, broker: Broker) -> Iterator[list[dict[str, Any]]]:
+    """Switch the cache on, and give the requests that reach the provider."""
+    requests: list[dict[str, Any]] = []
+    with quick_provider.serving(LATENCY_S, requests.append) as url:
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        monkeypatch.setenv("CACHE_ENABLED", "true")
+        forget()
+        yield requests
+        forget()
+
+
+def say(text: str = "hello", **options: Any) -> llm.Completion:
+    return cached.chat([{"role": "user", "content": text}], timeout_s=30, **options)
+
+
+def test_a_deterministic_chat_is_asked_once(asked: list[Any], broker: Broker) -> None:
+    first, second = say(temperature=0.3), say(temperature=0.3)
+    assert len(asked) == 1
+    assert cached.marks(first) == {}
+    assert cached.marks(second) == {"cached": True}
+    assert vars(first) == vars(second)
+    keys = list(broker.redis.scan_iter("ai:*"))
+    assert [key.startswith(b"ai:analysis:v1:") for key in keys].count(True) == 1
+    assert all(broker.redis.ttl(key) > 0 for key in keys)
+
+
+@pytest.mark.parametrize("temperature", [None, 0.31, 1, 2.0])
+def test_any_other_chat_is_asked_each_time(asked: list[Any], broker: Broker, temperature: float | None) -> None:
+    assert [cached.marks(say(temperature=temperature)) for _ in range(2)] == [{}, {}]
+    assert len(asked) == 2
+    assert not list(broker.redis.scan_iter("ai:analysis:*"))
+
+
+def test_what_changes_an_answer_is_part_of_its_key(asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    different: list[dict[str, Any]] = [
+        {},
+        {"temperature": 0.1},
+        {"model": "another"},
+        {"max_tokens": 5},
+        {"tools": tools},
+        {"text": "bye"},
+    ]
+    for options in different:
+        assert cached.marks(say(**{"temperature": 0, **options})) == {}
+    monkeypatch.setenv("OPENAI_CHAT_MODEL", "changed")
+    assert cached.marks(say(temperature=0)) == {}
+    assert len(asked) == 7
+    assert cached.marks(say(temperature=0.0, model="changed", max_tokens=None)) == {"cached": True}
+
+
+def test_errors_are_not_kept(asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    here = os.environ["OPENAI_BASE_URL"]
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    with pytest.raises(llm.ProviderAway):
+        cached.chat(HELLO, timeout_s=0.3, temperature=0)
+    monkeypatch.setenv("OPENAI_BASE_URL", here)
+    assert cached.marks(say(temperature=0)) == {}
+
+
+STAMPEDE = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from tasks import cached
+
+ask = lambda _: cached.chat([{"role": "user", "content": "hello"}], timeout_s=60, temperature=0).text
+with ThreadPoolExecutor(50) as pool:
+    print(set(pool.map(ask, range(50))))
+"""
+
+
+def test_a_stampede_of_two_processes_is_one_call(asked: list[Any]) -> None:
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    start = [sys.executable, "-c", STAMPEDE]
+    running = [subprocess.Popen(start, env=environ, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [each.communicate(timeout=120)[0] for each in running]
+    assert said == ["{'You said: hello'}\n"] * 2
+    assert len(asked) == 1
+    report = cached.results().report({"smollm2-135m-instruct": (1.0, 2.0)})
+    kind = {each.kind: each.as_dict() for each in report.kinds}["analysis"]
+    assert (kind["misses"], kind["calls"], kind["calls_saved"]) == (1, 1, 99)
+    assert (kind["tokens_saved"], kind["cost_saved"]) == (2 * 99, pytest.approx(0.099 * 3))
+
+
+def test_a_job_that_waits_for_another_s_answer_can_be_cancelled(asked: list[Any], database: None) -> None:
+    started = threading.Event()
+
+    def follow() -> llm.Completion:
+        with cancellation.running("a-job"):
+            started.set()
+            return say(temperature=0, job_id="a-job")
+
+    with ThreadPoolExecutor(1) as pool, cached.limited(30, "") as call:
+        key = cached.results().key(
+            "analysis", [cached._provider(), {"temperature": 0, "model": llm.default_model("chat")}], HELLO
+        )
+        token = cached.results()._process().tiers.remote.claim("analysis", [key], "somebody").mine
+        assert token == [key]
+        waiting = pool.submit(follow)
+        assert started.wait(10)
+        cancellation.cancel("a-job")
+        assert isinstance(waiting.exception(10), llm.Cancelled)
+        assert not call.over.is_set()
+    assert asked == []
+
+
+def test_texts_are_embedded_once(asked: list[Any]) -> None:
+    first = cached.embed(["a", "b", "a"], timeout_s=30)
+    second = cached.embed(["b", "c", "a"], timeout_s=30)
+    assert [request["input"] for request in asked] == [["a", "b"], ["c"]]
+    assert first.vectors == second.vectors == [[0.6, 0.8]] * 3
+    assert (first.prompt_tokens, second.prompt_tokens) == (2, 1)
+    assert cached.embed(["a"], timeout_s=30, model="another").model == "another"
+    assert cached.embed([], timeout_s=30).vectors == []
+
+
+def test_vectors_come_back_exactly() -> None:
+    vector = cached.Vector([0.1, -1e-300, 3.0], "a \u2028 model", 7)
+    assert cached.VECTOR.decode(cached.VECTOR.encode(vector) or b"") == vector
+    for broken in (b"", b"[]", b'["m", 1]\n123456789'):
+        with pytest.raises((ValueError, TypeError)):
+            cached.VECTOR.decode(broken)
+
+
+def test_jobs_are_answered_from_the_cache_and_say_so(
+    asked: list[Any], workers: Workers, cli: Callable[..., Any]
+) -> None:
+    from tasks import enqueue
+
+    workers.start("chat", OPENAI_BASE_URL=os.environ["OPENAI_BASE_URL"])
+    results = []
+    for number in range(2):
+        job = enqueue.chat("Hello?", conversation=f"c-{number}", temperature=0.0)
+        results.append(eventually(lambda job=job: job.result(timeout=30)))  # type: ignore[misc]
+    assert [result.get("cached") for result in results] == [None, True]
+    assert results[0]["usage"] == results[1]["usage"]
+    assert len(asked) == 1
+
+    def counted() -> bool:
+        kinds = {kind["kind"]: kind for kind in cli.json("cache", "stats")["kinds"]}  # type: ignore[attr-defined]
+        return bool(kinds["analysis"]["hit_rate"] == 0.5)
+
+    eventually(counted)
+    assert "calls_saved" in cli("cache", "stats")
+    assert cli("cache", "clear", "--kind", "embedding", "--yes") == ""
+    assert json.loads(cli("cache", "clear", "--yes", "--json")) == {"analysis": 1, "embedding": 0, "model": 0}
+    assert "did you mean model?" in cli("cache", "clear", "--kind", "modle", code=1)
+    cli("cache", "clear", code=1, given=b"n\n")
+
+
+@pytest.fixture
+def cli(machine: stack.Started) -> Cli:
+    return Cli(dict(machine.environment))

@@ -22,8 +22,6 @@ from cache.statistics import Tally, Worth
 
 T = TypeVar("T")
 
-#: After so many flights of others that ended without a value, a question is asked alone.
-MOST_FAILED = 2
 #: How often one who waits for another process looks whether that still lives.
 LIVES_S = 1.0
 
@@ -67,9 +65,7 @@ class Fetch(Generic[T]):
     codec: Codec[T]
     over: threading.Event | None
     until: float
-    is_for_each: Callable[[BaseException], bool]
     found: dict[str, Found[T]] = field(default_factory=dict)
-    failed: int = 0
     calls: int = 0
 
     def run(self, wanted: Sequence[str]) -> dict[str, Found[T]]:
@@ -97,13 +93,9 @@ class Fetch(Generic[T]):
             for key in led:
                 self.tiers.flights.end(key, RETRY)
         alone = [key for key in known if key not in self.found]  # what cannot be read
-        ended_badly = False
         for key, flight in followed.items():
-            mark = self._follow(key, flight)
-            ended_badly |= mark == RETRY
-            if mark not in (VALUE, RETRY) or self.failed >= MOST_FAILED:
+            if self._follow(key, flight) not in (VALUE, RETRY):
                 alone.append(key)
-        self.failed += ended_badly
         self._compute_alone([key for key in alone if key not in self.found])
 
     def _follow(self, key: str, flight: Flight) -> str:
@@ -147,8 +139,7 @@ class Fetch(Generic[T]):
         for token in dict.fromkeys(others.values()):
             held = [key for key, holder in others.items() if holder == token]
             mark = self._mark_of(token)
-            self.failed += mark == RETRY
-            enough = mark == ALONE or time.monotonic() >= self.until or (self.failed > MOST_FAILED and mark == RETRY)
+            enough = mark == ALONE or time.monotonic() >= self.until
             (alone if enough else again).extend(held)
         return again, alone
 
@@ -169,12 +160,11 @@ class Fetch(Generic[T]):
         flights.hold(token, mine)
         try:
             made = self._compute(mine)
-        except BaseException as error:
+        except BaseException:
             flights.let_go(token)
-            mark = ALONE if self.is_for_each(error) else RETRY
             for key in mine:
-                flights.end(key, mark)
-            self._leave(token, mine, mark)
+                flights.end(key, RETRY)
+            self._leave(token, mine, RETRY)
             raise
         flights.let_go(token)
         try:

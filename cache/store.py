@@ -58,13 +58,9 @@ class Cache:
         *,
         over: threading.Event | None = None,
         wait_s: float = FOR_EVER_S,
-        is_for_each: Callable[[BaseException], bool] = lambda _: False,
     ) -> Found[T]:
         """Return a value, computed at most once at a time by all processes together. See `fetch_many`."""
-        made = self.fetch_many(
-            kind, [key], lambda _: [make()], codec, over=over, wait_s=wait_s, is_for_each=is_for_each
-        )
-        return made[0]
+        return self.fetch_many(kind, [key], lambda _: [make()], codec, over=over, wait_s=wait_s)[0]
 
     def fetch_many(
         self,
@@ -75,19 +71,17 @@ class Cache:
         *,
         over: threading.Event | None = None,
         wait_s: float = FOR_EVER_S,
-        is_for_each: Callable[[BaseException], bool] = lambda _: False,
     ) -> list[Found[T]]:
         """Return a value for each key, in order; ``make`` gets those keys that are to be computed, each once.
 
         What others compute just now is waited for, ``wait_s`` at most, then it is computed here. Raises what ``make``
-        raises: the others then try one after the other, or each alone when ``is_for_each`` says that the error is of
-        the question itself. Raises `GivenUp` when ``over`` is set while this waits.
+        raises: the others then try one after the other. Raises `GivenUp` when ``over`` is set while this waits.
         """
         self.settings.ttl_of(kind)
         if not self.settings.enabled:
             return [Found(value, "misses") for value in make(wanted)]
         until = time.monotonic() + wait_s
-        fetched = Fetch(self._process().tiers, kind, make, codec, over, until, is_for_each).run(wanted)
+        fetched = Fetch(self._process().tiers, kind, make, codec, over, until).run(wanted)
         return [fetched[key] for key in wanted]
 
     def get_many(self, kind: str, wanted: Sequence[str]) -> list[bytes | None]:

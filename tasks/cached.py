@@ -55,9 +55,7 @@ def chat(messages: Sequence[llm.Message], *, timeout_s: float, job_id: str = "",
             return llm.chat(messages, timeout_s=_left_s(timeout_s, started), job_id=job_id, **options)
 
         try:
-            found = results().fetch(
-                "analysis", key, make, CHAT, over=call.over, wait_s=timeout_s + 1, is_for_each=_is_for_each
-            )
+            found = results().fetch("analysis", key, make, CHAT, over=call.over, wait_s=timeout_s + 1)
         except GivenUp as error:
             raise _given_up(call) from error
     return found.value
@@ -86,9 +84,7 @@ def embed(texts: Sequence[str], *, timeout_s: float, model: str | None = None, *
             return _split(reply, [text_of[key] for key in wanted])
 
         try:
-            found = results().fetch_many(
-                "embedding", keys, make, VECTOR, over=call.over, wait_s=timeout_s / 2, is_for_each=_is_for_each
-            )
+            found = results().fetch_many("embedding", keys, make, VECTOR, over=call.over, wait_s=timeout_s / 2)
         except GivenUp as error:
             raise _given_up(call) from error
     if len({(each.value.model, len(each.value.numbers)) for each in found}) > 1:  # the name came to mean another model
@@ -153,10 +149,6 @@ def _given_up(call: Call) -> llm.ProviderError | llm.Cancelled:
     if call.cancelled:
         return llm.Cancelled("the job was cancelled while it waited for the answer to an equal question")
     return llm.ProviderAway(f"no answer to an equal question within {call.limit_s:g} s")
-
-
-def _is_for_each(error: BaseException) -> bool:
-    return isinstance(error, llm.ProviderRejected)
 
 
 def _split(reply: llm.Vectors, texts: Sequence[str]) -> list[Vector]:

@@ -185,11 +185,7 @@ def test_an_error_is_nobody_else_s_value(cache: Cache, other: Cache, pool: Threa
 def test_an_error_of_the_question_is_got_by_each(cache: Cache, other: Cache, pool: ThreadPoolExecutor) -> None:
     make = Maker(fails=ValueError("wrong"))
     make.may.clear()
-    asked = [
-        pool.submit(each.fetch, KIND, "k", make.one("k"), is_for_each=lambda error: isinstance(error, ValueError))
-        for each in (cache, other)
-        for _ in range(3)
-    ]
+    asked = [pool.submit(each.fetch, KIND, "k", make.one("k")) for each in (cache, other) for _ in range(3)]
     eventually(lambda: make.asked)
     make.may.set()
     assert all(isinstance(each.exception(30), ValueError) for each in asked)

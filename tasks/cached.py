@@ -20,7 +20,7 @@ from cache.errors import GivenUp, Unhashable
 from cache.settings import Settings
 from cache.statistics import Worth
 from cache.store import Cache, Codec, Found
-from tasks import llm
+from tasks import endpoint, llm
 from tasks.call import Call, limited
 from worker.policy import load as load_policy
 
@@ -33,26 +33,37 @@ class Repeated(llm.Completion):
     """An answer that an earlier or simultaneous call gave; its usage is what that call used."""
 
 
-def chat(messages: Sequence[llm.Message], *, timeout_s: float, job_id: str = "", **options: Any) -> llm.Completion:
+def chat(
+    messages: Sequence[llm.Message],
+    *,
+    timeout_s: float,
+    job_id: str = "",
+    model: str | None = None,
+    max_tokens: int | None = None,
+    temperature: float | None = None,
+    tools: list[dict[str, Any]] | None = None,
+    **terms: Any,
+) -> llm.Completion:
     """Do as `llm.chat`; give a `Repeated` answer where one is known. Raises what `llm.chat` raises.
 
     Known are answers of the kind ``analysis``: those of a temperature of at most ``cache.max_temperature``, for the
-    same messages, options, model and provider.
+    same messages, options, model and provider. ``terms`` are what else `llm.chat` takes, which changes no answer. Who
+    listens by ``on_text`` hears nothing of a repeated one. A fallback's answer is not kept.
     """
-    temperature = options.get("temperature")
+    asked: dict[str, Any] = {"model": model, "max_tokens": max_tokens, "temperature": temperature, "tools": tools}
     if temperature is None or temperature > load_policy().cache.max_temperature:
-        return llm.chat(messages, timeout_s=timeout_s, job_id=job_id, **options)
-    asked = {name: value for name, value in options.items() if value is not None}
-    asked["model"] = options.get("model") or llm.default_model("chat")
+        return llm.chat(messages, timeout_s=timeout_s, job_id=job_id, **asked, **terms)
+    first = endpoint.chosen("chat", model)
+    given = {name: value for name, value in (asked | {"model": first.model}).items() if value is not None}
     try:
-        key = results().key("analysis", [_provider(), asked], list(messages))
+        key = results().key("analysis", [first.base_url, given], list(messages))
     except Unhashable:
-        return llm.chat(messages, timeout_s=timeout_s, job_id=job_id, **options)
+        return llm.chat(messages, timeout_s=timeout_s, job_id=job_id, **asked, **terms)
     started = time.monotonic()
     with limited(timeout_s, job_id) as call:
 
         def make() -> llm.Completion:
-            return llm.chat(messages, timeout_s=_left_s(timeout_s, started), job_id=job_id, **options)
+            return llm.chat(messages, timeout_s=_left_s(timeout_s, started), job_id=job_id, **asked, **terms)
 
         try:
             found = results().fetch("analysis", key, make, CHAT, over=call.over, wait_s=timeout_s + 1)
@@ -61,25 +72,24 @@ def chat(messages: Sequence[llm.Message], *, timeout_s: float, job_id: str = "",
     return found.value
 
 
-def embed(texts: Sequence[str], *, timeout_s: float, model: str | None = None, **options: Any) -> llm.Vectors:
+def embed(texts: Sequence[str], *, timeout_s: float, model: str | None = None, **terms: Any) -> llm.Vectors:
     """Do as `llm.embed`, but ask only for texts whose vectors are not known, each once. Raises what `llm.embed` raises.
 
     ``prompt_tokens`` are those of the texts that were asked for now. Vectors that others ask for just now are waited
-    for during half of ``timeout_s``.
+    for during half of ``timeout_s``. ``terms`` are what else `llm.embed` takes, which changes no vector.
     """
-    named = model or llm.default_model("embedding")
-    given = {name: value for name, value in options.items() if value is not None}
+    first = endpoint.chosen("embedding", model)
     try:
-        keys = [results().key("embedding", [_provider(), given | {"model": named}], text) for text in texts]
+        keys = [results().key("embedding", [first.base_url, {"model": first.model}], text) for text in texts]
     except Unhashable:
-        return llm.embed(texts, timeout_s=timeout_s, model=model, **options)
+        return llm.embed(texts, timeout_s=timeout_s, model=model, **terms)
     text_of = dict(zip(keys, texts, strict=True))
     started = time.monotonic()
     with limited(timeout_s, "") as call:
 
         def make(wanted: Sequence[str]) -> list[Vector]:
             reply = llm.embed(
-                [text_of[key] for key in wanted], timeout_s=_left_s(timeout_s, started), model=model, **options
+                [text_of[key] for key in wanted], timeout_s=_left_s(timeout_s, started), model=model, **terms
             )
             return _split(reply, [text_of[key] for key in wanted])
 
@@ -88,8 +98,10 @@ def embed(texts: Sequence[str], *, timeout_s: float, model: str | None = None, *
         except GivenUp as error:
             raise _given_up(call) from error
     if len({(each.value.model, len(each.value.numbers)) for each in found}) > 1:  # the name came to mean another model
-        return llm.embed(texts, timeout_s=_left_s(timeout_s, started), model=model, **options)
-    return llm.Vectors([each.value.numbers for each in found], found[0].value.model if found else named, _spent(found))
+        return llm.embed(texts, timeout_s=_left_s(timeout_s, started), model=model, **terms)
+    return llm.Vectors(
+        [each.value.numbers for each in found], found[0].value.model if found else first.model, _spent(found)
+    )
 
 
 def marks(completion: llm.Completion) -> dict[str, bool]:
@@ -136,10 +148,6 @@ def cached(*, kind: str = "model", key: Any = None, codec: Codec[Any] = store.JS
     return store.cached(results, kind=kind, key=key, codec=codec)
 
 
-def _provider() -> str:
-    return os.environ.get("OPENAI_BASE_URL") or llm.OPENAI
-
-
 def _left_s(timeout_s: float, started: float) -> float:
     waited_s = time.monotonic() - started
     return timeout_s if waited_s < NO_WAIT_S else max(0.001, timeout_s - waited_s)
@@ -167,8 +175,8 @@ def _spent(found: Sequence[Found[Vector]]) -> int:
     return sum(new.values())
 
 
-def _chat_as_bytes(completion: llm.Completion) -> bytes:
-    return json.dumps(asdict(completion)).encode()
+def _chat_as_bytes(completion: llm.Completion) -> bytes | None:
+    return None if completion.is_fallback else json.dumps(asdict(completion)).encode()
 
 
 def _chat_of_bytes(content: bytes) -> llm.Completion:

@@ -4,6 +4,7 @@ from typing import Any
 
 from db import conversations
 from tasks import cached, fault, notice
+from tasks.llm import Message
 from tasks.payloads import Chat, check
 from tasks.stream_writer import Writer
 from worker import gates
@@ -97,7 +98,7 @@ def _keep(job_id: str, turn: Chat) -> None:
     conversations.store_user_message(job_id, turn.conversation, turn.message, user_id=turn.user, tenant=turn.tenant)
 
 
-def _prompt(job_id: str, turn: Chat) -> list[llm.Message]:
+def _prompt(job_id: str, turn: Chat) -> list[Message]:
     system = [{"role": "system", "content": turn.system}] if turn.system else []
     history = conversations.history_for(job_id, limit=turn.history)
     return [*system, *({"role": message.role, "content": message.content} for message in history)]

@@ -50,7 +50,10 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Completion:
-    """A chat model's answer. ``tool_calls`` are passed through as the provider wrote them."""
+    """A chat model's answer. ``tool_calls`` are passed through as the provider wrote them.
+
+    ``is_fallback``: another model than the one asked for gave it.
+    """
 
     text: str
     model: str
@@ -58,6 +61,7 @@ class Completion:
     prompt_tokens: int
     completion_tokens: int
     tool_calls: list[dict[str, Any]]
+    is_fallback: bool = False
 
     @property
     def total_tokens(self) -> int:
@@ -102,17 +106,17 @@ def chat(
     options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "tools": tools}
     given = {name: value for name, value in options.items() if value is not None}
     given |= {"messages": list(messages), "stream": True, "stream_options": {"include_usage": True}}
-    listener = Listener(on_text, on_restart)
+    listener, first = Listener(on_text, on_restart), endpoint.chosen("chat", model)
 
     def send(client: openai.OpenAI, named: str, timeout: openai.Timeout, call: Call) -> Completion:
         listener.begin()
         with client.chat.completions.create(**given, model=named, timeout=timeout) as stream:
             answer = _assembled(stream, messages, listener, call)
-        return answer if answer.model else replace(answer, model=named)
+        return replace(answer, model=answer.model or named, is_fallback=named != first.model)
 
     cost = tokens.cost_of_chat(messages, tools, max_tokens, answer_tokens)
     question = Question(send, timeout_s, cost, job_id, meter or Unmetered(), breakers)
-    return ask(question, endpoint.chosen("chat", model), fallbacks)
+    return ask(question, first, fallbacks)
 
 
 def embed(

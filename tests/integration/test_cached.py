@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dev import quick_provider, stack
-from tasks import cached, llm
+from tasks import cached, endpoint, llm
 from tests.eventually import eventually
 from tests.integration.test_cli import Cli
 from tests.workers import Workers
@@ -125,10 +125,9 @@ def test_a_job_that_waits_for_another_s_answer_can_be_cancelled(asked: list[Any]
             started.set()
             return say(temperature=0, job_id="a-job")
 
+    asked_at = endpoint.chosen("chat")
     with ThreadPoolExecutor(1) as pool, cached.limited(30, "") as call:
-        key = cached.results().key(
-            "analysis", [cached._provider(), {"temperature": 0, "model": llm.default_model("chat")}], HELLO
-        )
+        key = cached.results().key("analysis", [asked_at.base_url, {"temperature": 0, "model": asked_at.model}], HELLO)
         token = cached.results()._process().tiers.remote.claim("analysis", [key], "somebody").mine
         assert token == [key]
         waiting = pool.submit(follow)

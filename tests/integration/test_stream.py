@@ -39,9 +39,11 @@ class Told:
         with suppress(OSError):
             while True:
                 connection, _ = self.listener.accept()
-                connection.recv(65536)
-                connection.sendall(HEAD)
                 self.connections.append(connection)
+                request = b""
+                while b'"stream_options"' not in request or not request.endswith(b"}"):  # unread, a close would reset
+                    request += connection.recv(65536)
+                connection.sendall(HEAD)
                 self.asked.put(connection)
 
     def call(self) -> socket.socket:

@@ -23,6 +23,7 @@ from tenacity import (
     wait_exponential,
 )
 
+from tasks import retry_after
 from tasks.call import Call, limited
 from tasks.endpoint import Endpoint, client_of, of_fallback
 from tasks.metering import Meter, Unmetered
@@ -174,6 +175,9 @@ def _try(question: Question[T], endpoint: Endpoint, client: openai.OpenAI, call:
         raise
     tell("answered")
     question.meter.used(answer.total_tokens)
+    opens_s = retry_after.of_used_up(call.headers, question.tokens)
+    if opens_s:
+        question.meter.used_up(opens_s)
     return answer
 
 

@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -29,6 +29,7 @@ class Call:
         self.limit_s = limit_s
         self.cancelled = False
         self.heard = False  # whether any of the answer has come
+        self.headers: Mapping[str, str] = {}  # of the last reply, found by names in lower case
         self.over = threading.Event()
         self._until = time.monotonic() + limit_s
         self._line: socket.socket | None = None
@@ -101,6 +102,13 @@ def limited(limit_s: float, job_id: str, silent_s: float | None = None) -> Itera
         for timer in timers:
             timer.cancel()
         call.let_go()
+
+
+def note(response: Any) -> None:
+    """Keep a reply's headers for the call that made the request: a response hook of httpx."""
+    call = _current.get()
+    if call is not None:
+        call.headers = response.headers
 
 
 def watch(request: Any) -> None:

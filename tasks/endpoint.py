@@ -12,7 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from tasks.call import watch
+from tasks.call import note, watch
 from tasks.provider_error import ProviderRefusesUs
 from worker.policy import Fallback
 
@@ -92,5 +92,5 @@ def _client(_pid: int, base_url: str, key: str) -> openai.OpenAI:
         api_key=key or "none",
         max_retries=0,
         default_headers={"Connection": "close"},
-        http_client=openai.DefaultHttpxClient(event_hooks={"request": [watch]}),
+        http_client=openai.DefaultHttpxClient(event_hooks={"request": [watch], "response": [note]}),
     )

@@ -18,6 +18,9 @@ class Meter(Protocol):
     def busy(self, retry_after_s: float | None, reason: str = ...) -> float | None:
         """Note that the provider limits the rate, and for how long if it said so."""
 
+    def used_up(self, opens_s: float) -> None:
+        """Note that the provider answered, and said that the next call may go in so many seconds."""
+
     def unused(self) -> None:
         """Note that the call never reached the provider."""
 
@@ -33,6 +36,9 @@ class Unmetered:
 
     def busy(self, retry_after_s: float | None, reason: str = "") -> float | None:
         return None
+
+    def used_up(self, opens_s: float) -> None:
+        pass
 
     def unused(self) -> None:
         pass

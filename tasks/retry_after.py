@@ -36,6 +36,20 @@ def of(headers: Mapping[str, str], now_s: float | None = None) -> float | None:
     return max((wait_s for wait_s in used_up if wait_s is not None), default=None)
 
 
+def of_used_up(headers: Mapping[str, str], tokens: int) -> float | None:
+    """Return in how many seconds the next call of so many tokens may go, None when nothing says that it may not now.
+
+    ``x-ratelimit-reset-*`` says when all of a limit is back; it is taken to come back evenly.
+    """
+    waits_s = []
+    for what, needed in (("requests", 1), ("tokens", tokens)):
+        limit, remaining = (_number(headers.get(f"x-ratelimit-{name}-{what}")) for name in ("limit", "remaining"))
+        reset_s = duration_s(headers.get(f"x-ratelimit-reset-{what}") or "")
+        if limit and remaining is not None and remaining < needed <= limit and _is_sensible(reset_s):
+            waits_s.append((needed - remaining) / (limit - remaining) * (reset_s or 0))
+    return max(waits_s, default=None)
+
+
 def duration_s(text: str) -> float | None:
     """Return the seconds that a duration such as ``6m0s``, ``120ms`` or ``1d2h`` spells, None for anything else."""
     text = text.strip().lower()

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
@@ -145,14 +145,33 @@ class Meter:
         """
         self._put_back(0, self.open.cost)
         self.open = Charge()
+        return self._shut(retry_after_s, reason, "refused")
+
+    def used_up(self, opens_s: float) -> None:
+        """Shut the gate for so long, because the provider said with its answer that nothing is left until then.
+
+        A gate with limits of its own reckons that itself.
+        """
+        if self.queue is not None and not is_limited(self.queue):
+            self._shut(opens_s, "the provider says that its limit is used up", "used up")
+
+    def _shut(self, for_s: float | None, reason: str, why: str) -> float | None:
         if self.gate is None or self.broker is None:
             return None
-        with suppress(RedisError):
-            for_s = "" if retry_after_s is None else f"{retry_after_s:.6f}"
-            opens_s = float(self.broker.run("shut", self._rules(), for_s, reason[:200]))
-            logger.warning("gate %s is shut for %.1f s: %s", self.gate, opens_s, reason)
-            return opens_s
-        return None
+        try:
+            given_s = "" if for_s is None else f"{for_s:.6f}"
+            opens_s = float(self.broker.run("shut", self._rules(), given_s, reason[:200], why))
+        except RedisError as error:
+            logger.warning("gate %s is not shut though %s: %s", self.gate, reason, error)
+            return None
+        logger.log(
+            logging.WARNING if opens_s >= 1 else logging.INFO,
+            "gate %s is shut for %.1f s: %s",
+            self.gate,
+            opens_s,
+            reason,
+        )
+        return opens_s
 
     def unused(self) -> None:
         """Put back the whole charge of a call that never reached the provider."""

@@ -100,7 +100,7 @@ def test_a_shut_gate_of_one_queue_holds_up_no_other(broker: Broker) -> None:
     both = rules({"chat": {"gate": "g"}}, requests=PER_MINUTE)
     put(broker, "a chat", Priority.CRITICAL)
     put(broker, "an embedding", Priority.BATCH, queue="embedding")
-    broker.run("shut", json.dumps(json.loads(both)["gates"]["g"]), "30", "why")
+    broker.run("shut", json.dumps(json.loads(both)["gates"]["g"]), "30", "why", "refused")
     found = broker.fetch("o", LEASE_S, [Wanted("chat"), Wanted("embedding")], 10, both)
     assert [each.delivery.id for each in found] == ["an embedding"]
 
@@ -273,7 +273,7 @@ def gated(monkeypatch: pytest.MonkeyPatch) -> Gate:
     from worker.policy import load
 
     gate = Gate(requests=Bucket(limit=60, burst=2), tokens=Bucket(rate=0.001, burst=100))
-    policy = load().model_copy(update={"gates": {"g": gate}})
+    policy = load().model_copy(update={"gates": {"g": gate, "provider": Gate()}})
     monkeypatch.setattr(gates, "load_policy", lambda: policy)
     return gate
 
@@ -340,6 +340,28 @@ def test_a_refusal_shuts_the_gate_for_all_and_repeated_ones_step_the_rate_down(b
     assert float(broker.redis.hget(broker.keys.gate("g"), "learned")) == pytest.approx(0.8, abs=0.01)
     back(broker, 3000)
     assert meter(broker).busy(1e9) == pytest.approx(gated.max_shut_s, abs=0.1)
+
+
+def test_a_provider_that_names_too_short_a_time_is_left_alone_for_longer_each_time(broker: Broker, gated: Gate) -> None:
+    opened_s = []
+    for _ in range(4):
+        opened_s.append(meter(broker).busy(0.0))
+        back(broker, (opened_s[-1] or 0) + 0.1)
+    assert opened_s == pytest.approx([0, 1, 2, 4], abs=0.1)
+    back(broker, 5)
+    assert meter(broker).busy(0.0) == pytest.approx(0, abs=0.1)  # it let calls through for a while
+
+
+def test_a_limit_that_is_used_up_shuts_a_gate_without_limits_and_is_no_refusal(broker: Broker, gated: Gate) -> None:
+    meter(broker).used_up(5)
+    assert broker.redis.exists(broker.keys.gate("g")) == 0
+    run = meter(broker)
+    assert run.queue is not None
+    run.queue, run.gate = run.queue.model_copy(update={"gate": "provider"}), "provider"
+    run.used_up(5)
+    known = broker.redis.hgetall(broker.keys.gate("provider"))
+    assert float(known[b"shut_until"]) > 0
+    assert b"strikes" not in known
 
 
 def test_without_a_gate_and_without_redis_calls_go(broker: Broker, gated: Gate) -> None:
@@ -426,7 +448,7 @@ def test_gated_workers_take_jobs_at_the_rate_the_urgent_first_and_leave_redis_in
     for first, after_a_second in zip(in_order, in_order[22:], strict=False):
         assert after_a_second - first >= 1  # by Redis' clock: 20 a second and 2 at once
     assert taken[urgent.id] < in_order[30]
-    broker.run("shut", json.dumps(gates.of_gate("provider", Gate())), "100", "a test")
+    broker.run("shut", json.dumps(gates.of_gate("provider", Gate())), "100", "a test", "refused")
     probes.mark.apply_async(("waits",))
     eventually(lambda: broker.redis.hexists(broker.keys.gate("provider"), "want:chat"))
     before, at = commands(broker), time.monotonic()

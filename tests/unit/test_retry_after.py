@@ -58,6 +58,32 @@ def test_durations(text: str, seconds: float | None) -> None:
     assert retry_after.duration_s(text) == seconds
 
 
+def left(what: str, limit: str, remaining: str, reset: str) -> dict[str, str]:
+    return {f"x-ratelimit-{name}-{what}": said for name, said in zip(SAYS, (limit, remaining, reset), strict=True)}
+
+
+SAYS = ("limit", "remaining", "reset")
+
+
+@pytest.mark.parametrize(
+    ("headers", "said"),
+    [
+        ({}, None),
+        (left("requests", "60", "0", "60s"), 1.0),
+        (left("requests", "60", "1", "60s"), None),
+        (left("tokens", "1000", "0", "10s"), 0.4),
+        (left("tokens", "1000", "20", "9.8s"), 0.2),
+        (left("tokens", "1000", "40", "9s"), None),
+        (left("tokens", "30", "0", "9s"), None),  # a call of 40 never may: its refusal says so
+        (left("tokens", "1000", "0", "soon"), None),
+        (left("requests", "0", "0", "1s"), None),
+        (left("requests", "60", "0", "60s") | left("tokens", "1000", "0", "100s"), 4.0),
+    ],
+)
+def test_when_the_next_call_may_go(headers: dict[str, str], said: float | None) -> None:
+    assert retry_after.of_used_up(headers, 40) == (None if said is None else pytest.approx(said))
+
+
 @given(st.text(max_size=40))
 def test_no_header_is_too_odd(text: str) -> None:
     wait_s = retry_after.of(

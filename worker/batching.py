@@ -7,22 +7,23 @@ other task.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from billiard.einfo import ExceptionInfo
 from celery import current_app
 from celery.app.trace import fast_trace_task, trace_task_ret
 from celery.concurrency import prefork, thread
 from celery.worker.strategy import default
 from redis.exceptions import RedisError
 
-from worker import children, gates, gathering
+from worker import children, gates, gathering, results
 from worker.broker import Broker, Delivery
 from worker.gates import Charge, Meter
 from worker.gathering import Gatherer
-from worker.request import Request
+from worker.request import AWAY, Request
 from worker.task import BodyFailed, Job
 
 logger = logging.getLogger(__name__)
@@ -134,8 +135,13 @@ class Flight:
     def landed(self, traced: list[Traced | None]) -> None:
         """Settle each job by what its run in a child came to."""
         self.ended()
-        for request, each in zip(self.batch, traced, strict=True):
-            _settle(request, each)
+        self.settle(traced)
+
+    def settle(self, traced: list[Traced | None]) -> None:
+        """Settle each job by what its run came to."""
+        with self.channel.lease.together():
+            for request, each in zip(self.batch, traced, strict=True):
+                _settle(request, each)
 
     def __call__(self, error: Any) -> None:
         self.ended()
@@ -152,8 +158,7 @@ class Flight:
 def _run_in_thread(task: BatchJob, carried: list[Carried], flight: Flight) -> None:
     flight.began()
     try:
-        for request, traced in zip(flight.batch, work(task, carried), strict=True):
-            _settle(request, traced)
+        flight.settle(work(task, carried))
     except BaseException as error:  # whatever it is, no job of the batch may be left without an end
         for request in flight.batch:
             if not request.acknowledged:
@@ -194,11 +199,11 @@ def _carried(request: Request) -> Carried:
 def run_in_child(name: str, batch: list[Carried]) -> list[Traced | None]:
     """Run a batch in a pool child."""
     with children.shielded():
-        return list(work(current_app.tasks[name], batch))
+        return work(current_app.tasks[name], batch)
 
 
-def work(task: BatchJob, batch: list[Carried]) -> Iterator[Traced | None]:
-    """Run a batch; give for each job what Celery's tracer returned, None for one that another worker has by now."""
+def work(task: BatchJob, batch: list[Carried]) -> list[Traced | None]:
+    """Run a batch; return for each job what Celery's tracer returned, None for one that another worker has by now."""
     records = task.records()
     said = _started(task, records, batch)
     running = [each for each, word in zip(batch, said, strict=True) if word == "started"]
@@ -206,10 +211,12 @@ def work(task: BatchJob, batch: list[Carried]) -> Iterator[Traced | None]:
     with gates.metered(_meter(task, records, batch)):
         given = answers(task, jobs) if jobs else []
     shares = iter(zip(given, _held(records, running), strict=True))
+    answered: list[tuple[Carried, list[Answer] | None] | None] = []
     for each, word in zip(batch, said, strict=True):
         answer, holds = next(shares) if word == "started" else (None, word in ("cancelled", "expired") and "held")
         # without an answer the tracer asks again whether to run, and keeps what must be kept
-        yield _trace(task, each, answer) if holds == "held" else None
+        answered.append((each, answer) if holds == "held" else None)
+    return _traced(task, answered)
 
 
 def answers(task: BatchJob, jobs: Sequence[tuple[str, dict[str, Any]]]) -> list[Answer]:
@@ -246,6 +253,19 @@ def _meter(task: BatchJob, records: Broker, batch: list[Carried]) -> Meter:
     charges = [charge for each in batch if (charge := Charge.of(each.charge))]
     whole = Charge(sum(each.calls for each in charges), sum(each.cost for each in charges))
     return Meter(records, task.lane, batch[0].step, whole)
+
+
+def _traced(task: BatchJob, answered: Sequence[tuple[Carried, list[Answer] | None] | None]) -> list[Traced | None]:
+    """Trace each job and keep all results together; if those cannot be kept, each job is to run again."""
+    traced: list[Traced | None] = []
+    try:
+        with results.together(task.backend, [each[0].delivery.id for each in answered if each]):
+            traced.extend(each and _trace(task, *each) for each in answered)
+    except AWAY as error:
+        logger.warning("the results of %d jobs cannot be kept: %s", len(answered), error)
+        raised = ExceptionInfo((type(error), error, error.__traceback__))
+        return [each and (1, raised, 0.0) for each in answered]
+    return traced
 
 
 def _trace(task: BatchJob, job: Carried, answer: list[Answer] | None) -> Traced:

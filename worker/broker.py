@@ -206,10 +206,15 @@ class Broker:
         """Do `confirm` for the deliveries of one batch."""
         return [_text(reply) for reply in self._of_batch("confirm", deliveries).execute()]
 
-    def _of_batch(self, name: str, deliveries: Sequence[Delivery]) -> Any:
+    def done_batch(self, deliveries: Sequence[Delivery]) -> list[str]:
+        """Do `done` for several deliveries."""
+        record_s = int(load_policy().retention.record_s)
+        return [_text(reply) for reply in self._of_batch("done", deliveries, record_s).execute()]
+
+    def _of_batch(self, name: str, deliveries: Sequence[Delivery], *more: int) -> Any:
         pipeline = self.redis.pipeline(transaction=False)
         for delivery in deliveries:
-            self.scripts[name](args=[self.keys.prefix, _bytes(delivery.id), delivery.number], client=pipeline)
+            self.scripts[name](args=[self.keys.prefix, _bytes(delivery.id), delivery.number, *more], client=pipeline)
         return pipeline
 
     def done(self, delivery: Delivery) -> str:

@@ -11,7 +11,8 @@ import os
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from queue import SimpleQueue
 from time import monotonic
 from uuid import uuid4
@@ -54,6 +55,7 @@ class Lease:
         self._stopped = False
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
+        self._gathered = threading.local()
 
     def keep(self, queues: Iterable[str]) -> None:
         """Renew from now on, in the background, until the process ends. Called before each fetch; cheap."""
@@ -76,6 +78,9 @@ class Lease:
 
     def settle(self, delivery: Delivery, settle: Settle) -> None:
         """Settle a delivery now, or as soon as Redis answers again; the lease is renewed until then."""
+        if settle is Broker.done and (gathered := getattr(self._gathered, "deliveries", None)) is not None:
+            gathered.append(delivery)
+            return
         try:
             said = settle(self.broker, delivery)
         except RedisError as error:
@@ -83,8 +88,29 @@ class Lease:
             with self._settling:
                 self._unsettled.append((delivery, settle))
             return
-        if said == "late":
-            logger.warning("job %s was given to another worker meanwhile; this run changes nothing", delivery.id)
+        _warn_of_late(delivery, said)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Settle what the block settles in this thread as done at its end, in one round trip."""
+        deliveries: list[Delivery] = []
+        self._gathered.deliveries = deliveries
+        try:
+            yield
+        finally:
+            self._gathered.deliveries = None
+            self._settle_done(deliveries)
+
+    def _settle_done(self, deliveries: list[Delivery]) -> None:
+        if not deliveries:
+            return
+        try:
+            for delivery, said in zip(deliveries, self.broker.done_batch(deliveries), strict=True):
+                _warn_of_late(delivery, said)
+        except RedisError as error:
+            logger.warning("%d jobs cannot be settled yet, will be repeated: %s", len(deliveries), error)
+            with self._settling:
+                self._unsettled.extend((delivery, Broker.done) for delivery in deliveries)
 
     def lose(self, fetch: int) -> None:
         """Give up a fetch whose reply will not be read: whatever it leased goes back, at once or with Redis."""
@@ -180,6 +206,11 @@ class Lease:
         else:
             if given_back:
                 logger.warning("%d jobs were given back", given_back)
+
+
+def _warn_of_late(delivery: Delivery, said: str) -> None:
+    if said == "late":
+        logger.warning("job %s was given to another worker meanwhile; this run changes nothing", delivery.id)
 
 
 _leases: dict[tuple[int, str], Lease] = {}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from cli import cache, chaos, checks, dead, demo, enqueue, jobs, machine, stats, workers
+from cli import bench, cache, chaos, checks, dead, demo, enqueue, jobs, machine, stats, workers
 from cli.output import err
 from dev import addresses, stack
 from worker.errors import ForebayError
@@ -30,6 +30,7 @@ stats.register(app)
 cache.register(app)
 demo.register(app)
 chaos.register(app)
+bench.register(app)
 checks.register(app)
 
 

@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated
 from uuid import uuid4
 
 import typer
@@ -98,7 +98,7 @@ def _run(faults: Sequence["Fault"], seconds: float, here: bool, logs: Path | Non
 
     with contextlib.ExitStack() as open_:
         home = open_.enter_context(stack.temporary_home())
-        log = open_.enter_context(_to_files(logs or home / "log"))
+        log = open_.enter_context(stack.log_to_files(logs or home / "log"))
         provider_url = open_.enter_context(quick_provider.serving(LATENCY_S))
         err.print("starting servers and workers ...")
         running = open_.enter_context(_stack(home, provider_url, here, log))
@@ -142,23 +142,6 @@ def _results(home: Path, log: Log) -> Iterator[tuple[Process, str]]:
         yield runner.start(valkey.command(home / RESULTS, port, durable=False)), valkey.url(port, 0)
     finally:
         runner.stop([valkey.NAME], within_s=5)
-
-
-@contextlib.contextmanager
-def _to_files(folder: Path) -> Iterator[Log]:
-    """Give a log that writes one file for each process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as files:
-        opened: dict[str, IO[str]] = {}
-
-        def write(name: str, line: str) -> None:
-            if name not in opened:
-                path = folder / f"{name}.log"
-                opened[name] = files.enter_context(path.open("a", buffering=1, encoding="utf-8"))
-            with contextlib.suppress(ValueError):  # closed: the last words of a process that outlived its stop
-                opened[name].write(line + "\n")
-
-        yield write
 
 
 def _list(faults: Sequence["Fault"], as_json_: bool) -> None:

@@ -12,7 +12,7 @@ from cli.output import err, out
 from dev import lock
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("worker", "tasks", "db", "cache", "cli", "dev")
+PACKAGES = ("worker", "tasks", "db", "cache", "bench", "cli", "dev")
 
 
 def register(app: typer.Typer) -> None:

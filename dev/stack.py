@@ -295,14 +295,21 @@ def _log_or_files(stack: Stack, log: Log | None) -> Iterator[Log]:
     if log is not None:
         yield log
         return
-    directory = stack.home / "log"
-    directory.mkdir(exist_ok=True)
+    with log_to_files(stack.home / "log") as write:
+        yield write
+
+
+@contextlib.contextmanager
+def log_to_files(folder: Path) -> Iterator[Log]:
+    """Give a log that writes one file for each process."""
+    folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as files:
         opened: dict[str, IO[str]] = {}
 
         def write(name: str, line: str) -> None:
             if name not in opened:
-                opened[name] = files.enter_context((directory / f"{name}.log").open("a", buffering=1, encoding="utf-8"))
+                path = folder / f"{name}.log"
+                opened[name] = files.enter_context(path.open("a", buffering=1, encoding="utf-8"))
             with contextlib.suppress(ValueError):  # closed: the last words of a process that outlived its stop
                 opened[name].write(line + "\n")
 

@@ -10,7 +10,7 @@ from uuid import uuid4
 import typer
 
 from cli.output import as_json, err, out, progress, table
-from dev import addresses, ports, quick_provider, stack, valkey
+from dev import addresses, faulty_provider, ports, stack, valkey
 from dev.processes import Log, Process, Runner
 from worker.errors import ForebayError
 
@@ -99,9 +99,9 @@ def _run(faults: Sequence["Fault"], seconds: float, here: bool, logs: Path | Non
     with contextlib.ExitStack() as open_:
         home = open_.enter_context(stack.temporary_home())
         log = open_.enter_context(stack.log_to_files(logs or home / "log"))
-        provider_url = open_.enter_context(quick_provider.serving(LATENCY_S))
         err.print("starting servers and workers ...")
-        running = open_.enter_context(_stack(home, provider_url, here, log))
+        provider = open_.enter_context(faulty_provider.started(log, chat_s=LATENCY_S, embedding_s=LATENCY_S))
+        running = open_.enter_context(_stack(home, provider.base_url, here, log))
         servers = dict(running.processes)
         results_url = ""
         if any(RESULTS in fault.servers for fault in faults):

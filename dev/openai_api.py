@@ -112,11 +112,7 @@ async def embeddings(request: Request) -> Response:
     body = await openai_requests.json_object(request)
     openai_requests.check_model(body, models.embedding_name, models.chat_name)
     texts = openai_requests.texts_of(body)
-    encoding = body.get("encoding_format") or "float"
-    if encoding not in ("float", "base64"):
-        raise openai_requests.ApiError(
-            400, f"'encoding_format' must be float or base64, not {encoding!r}", param="encoding_format"
-        )
+    encoding = openai_requests.encoding_of(body)
     if body.get("dimensions") not in (None, minilm.DIMENSIONS):
         message = f"{models.embedding_name} has {minilm.DIMENSIONS} dimensions and no others; leave 'dimensions' out"
         raise openai_requests.ApiError(400, message, param="dimensions")

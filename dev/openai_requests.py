@@ -1,6 +1,7 @@
 """What OpenAI's protocol allows in a request, and how it refuses one."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -19,14 +20,24 @@ _FIELDS_OF_LENGTH = ("max_tokens", "max_completion_tokens", "n_predict")
 class ApiError(Exception):
     """A refusal in OpenAI's format."""
 
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
-        """Take the HTTP status, what is wrong, and in which field."""
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        kind: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Take the HTTP status, what is wrong, and in which field; `kind` is the error's type if not the usual one."""
         super().__init__(message)
         self.status = status
+        self.headers = dict(headers or {})
         self.body = {
             "error": {
                 "message": message,
-                "type": "invalid_request_error" if status < 500 else "server_error",
+                "type": kind or ("invalid_request_error" if status < 500 else "server_error"),
                 "param": param,
                 "code": code,
             }
@@ -35,8 +46,13 @@ class ApiError(Exception):
 
 async def json_object(request: Request) -> dict[str, Any]:
     """Return the request's body; raise ApiError when it is no JSON object."""
+    return parsed(await request.body())
+
+
+def parsed(content: bytes) -> dict[str, Any]:
+    """Return the JSON object of a body; raise ApiError when it is none."""
     try:
-        body = json.loads(await request.body())
+        body = json.loads(content)
         json.dumps(body, ensure_ascii=False).encode()  # half of a surrogate pair is valid JSON and no text
     except UnicodeEncodeError as error:
         raise ApiError(400, f"the text is not valid Unicode: {error}") from error
@@ -47,11 +63,17 @@ async def json_object(request: Request) -> dict[str, Any]:
     return body
 
 
-def check_model(body: dict[str, Any], wanted: str, other: str) -> None:
-    """Raise ApiError unless the body asks for the wanted model."""
+def model_of(body: dict[str, Any]) -> str:
+    """Return the name of the model that the body asks for; raise ApiError when it names none."""
     name = body.get("model")
     if not isinstance(name, str) or not name:
         raise ApiError(400, "you must provide a model parameter", param="model")
+    return name
+
+
+def check_model(body: dict[str, Any], wanted: str, other: str) -> None:
+    """Raise ApiError unless the body asks for the wanted model."""
+    name = model_of(body)
     if name == other:
         raise ApiError(400, f"the model {name!r} cannot do this; {wanted!r} can", param="model")
     if name != wanted:
@@ -74,14 +96,28 @@ def check_messages(body: dict[str, Any]) -> None:
             raise ApiError(400, "each message needs a 'role' and a 'content'", param=f"messages[{index}]")
 
 
+def answer_limit(body: dict[str, Any]) -> int | None:
+    """Return the most tokens that the body allows an answer; raise ApiError when it says something wrong."""
+    limits = {field: body[field] for field in _FIELDS_OF_LENGTH if body.get(field) is not None}
+    for field, wanted in limits.items():
+        if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
+            raise ApiError(400, f"'{field}' must be a positive integer, not {wanted!r}", param=field)
+    return min(limits.values(), default=None)
+
+
 def limit_answer(body: dict[str, Any]) -> None:
     """Put a limit to the answer's length into the body if it has none; raise ApiError when it has a wrong one."""
-    for field in _FIELDS_OF_LENGTH:
-        wanted = body.get(field)
-        if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1):
-            raise ApiError(400, f"'{field}' must be a positive integer, not {wanted!r}", param=field)
-    if all(body.get(field) is None for field in _FIELDS_OF_LENGTH):
+    if answer_limit(body) is None:
         body["max_tokens"] = DEFAULT_ANSWER_TOKENS
+
+
+def encoding_of(body: dict[str, Any]) -> str:
+    """Return how vectors are to be written; raise ApiError when it is unknown."""
+    encoding = body.get("encoding_format") or "float"
+    if encoding not in ("float", "base64"):
+        message = f"'encoding_format' must be float or base64, not {encoding!r}"
+        raise ApiError(400, message, param="encoding_format")
+    return str(encoding)
 
 
 def texts_of(body: dict[str, Any]) -> list[str]:
@@ -125,7 +161,7 @@ def translated(status: int, content: bytes) -> ApiError:
 
 async def _refuse(_request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return JSONResponse(error.body, status_code=error.status)
+    return JSONResponse(error.body, status_code=error.status, headers=error.headers)
 
 
 async def _refuse_http(request: Request, error: Exception) -> Response:

@@ -29,12 +29,12 @@ def command(root: Path, port: int, environment: Mapping[str, str]) -> Command:
         argv=(sys.executable, "-m", "dev.provider", "--port", str(port)),
         environment=environment,
         directory=root,
-        is_ready=lambda pid: _is_ready(port, pid),
+        is_ready=lambda pid: is_ready(port, pid),
         ready_within_s=120.0,  # reading the models from a cold, slow disk
     )
 
 
-def _is_ready(port: int, pid: int) -> bool:
+def is_ready(port: int, pid: int) -> bool:
     """Tell whether this very process answers; another one may sit on the port."""
     connection = http.client.HTTPConnection(LOOPBACK, port, timeout=2)
     try:

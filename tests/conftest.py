@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dev import addresses, stack
+from dev import addresses, faulty_provider, stack
+from dev.faulty_provider import FaultyProvider
 from tests.workers import Workers
 from worker import broker as brokers
 from worker import lease
@@ -51,6 +52,19 @@ def broker(machine: stack.Started) -> Iterator[Broker]:
     ]
     unended = [key for key in stayed if key.startswith("forebay:job:") and _is_open(connected, key)]
     assert sorted(stayed) == sorted(unended), "keys without a lifetime that no open job explains"
+
+
+@pytest.fixture(scope="session")
+def faulty_process() -> Iterator[FaultyProvider]:
+    with faulty_provider.started() as running:
+        yield running
+
+
+@pytest.fixture
+def faulty(faulty_process: FaultyProvider) -> FaultyProvider:
+    """Give a provider with faults to order, as quick and as well as it starts."""
+    faulty_process.clear()
+    return faulty_process
 
 
 @pytest.fixture

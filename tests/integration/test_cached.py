@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from dev import quick_provider, stack
+from dev import provider_answers, stack
+from dev.faulty_provider import FaultyProvider
 from tasks import cached, endpoint, llm
 from tests.eventually import eventually
 from tests.integration.test_cli import Cli
@@ -33,24 +34,23 @@ def forget() -> None:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch, broker: Broker) -> Iterator[list[dict[str, Any]]]:
-    """Switch the cache on, and give the requests that reach the provider."""
-    requests: list[dict[str, Any]] = []
-    with quick_provider.serving(LATENCY_S, requests.append) as url:
-        monkeypatch.setenv("OPENAI_BASE_URL", url)
-        monkeypatch.setenv("CACHE_ENABLED", "true")
-        forget()
-        yield requests
-        forget()
+def asked(monkeypatch: pytest.MonkeyPatch, broker: Broker, faulty: FaultyProvider) -> Iterator[FaultyProvider]:
+    """Switch the cache on, and give the provider that is asked when it does not know."""
+    faulty.set(chat_s=LATENCY_S, embedding_s=LATENCY_S, log_texts=True)
+    monkeypatch.setenv("OPENAI_BASE_URL", faulty.base_url)
+    monkeypatch.setenv("CACHE_ENABLED", "true")
+    forget()
+    yield faulty
+    forget()
 
 
 def say(text: str = "hello", **options: Any) -> llm.Completion:
     return cached.chat([{"role": "user", "content": text}], timeout_s=30, **options)
 
 
-def test_a_deterministic_chat_is_asked_once(asked: list[Any], broker: Broker) -> None:
+def test_a_deterministic_chat_is_asked_once(asked: FaultyProvider, broker: Broker) -> None:
     first, second = say(temperature=0.3), say(temperature=0.3)
-    assert len(asked) == 1
+    assert len(asked.log()) == 1
     assert cached.marks(first) == {}
     assert cached.marks(second) == {"cached": True}
     assert vars(first) == vars(second)
@@ -60,13 +60,13 @@ def test_a_deterministic_chat_is_asked_once(asked: list[Any], broker: Broker) ->
 
 
 @pytest.mark.parametrize("temperature", [None, 0.31, 1, 2.0])
-def test_any_other_chat_is_asked_each_time(asked: list[Any], broker: Broker, temperature: float | None) -> None:
+def test_any_other_chat_is_asked_each_time(asked: FaultyProvider, broker: Broker, temperature: float | None) -> None:
     assert [cached.marks(say(temperature=temperature)) for _ in range(2)] == [{}, {}]
-    assert len(asked) == 2
+    assert len(asked.log()) == 2
     assert not list(broker.redis.scan_iter("ai:analysis:*"))
 
 
-def test_what_changes_an_answer_is_part_of_its_key(asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_changes_an_answer_is_part_of_its_key(asked: FaultyProvider, monkeypatch: pytest.MonkeyPatch) -> None:
     tools = [{"type": "function", "function": {"name": "f"}}]
     different: list[dict[str, Any]] = [
         {},
@@ -80,11 +80,11 @@ def test_what_changes_an_answer_is_part_of_its_key(asked: list[Any], monkeypatch
         assert cached.marks(say(**{"temperature": 0, **options})) == {}
     monkeypatch.setenv("OPENAI_CHAT_MODEL", "changed")
     assert cached.marks(say(temperature=0)) == {}
-    assert len(asked) == 7
+    assert len(asked.log()) == 7
     assert cached.marks(say(temperature=0.0, model="changed", max_tokens=None)) == {"cached": True}
 
 
-def test_errors_are_not_kept(asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_are_not_kept(asked: FaultyProvider, monkeypatch: pytest.MonkeyPatch) -> None:
     here = os.environ["OPENAI_BASE_URL"]
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
     with pytest.raises(llm.ProviderAway):
@@ -104,20 +104,20 @@ with ThreadPoolExecutor(50) as pool:
 """
 
 
-def test_a_stampede_of_two_processes_is_one_call(asked: list[Any]) -> None:
+def test_a_stampede_of_two_processes_is_one_call(asked: FaultyProvider) -> None:
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     start = [sys.executable, "-c", STAMPEDE]
     running = [subprocess.Popen(start, env=environ, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [each.communicate(timeout=120)[0] for each in running]
     assert said == ["{'You said: hello'}\n"] * 2
-    assert len(asked) == 1
+    assert len(asked.log()) == 1
     report = cached.results().report({"smollm2-135m-instruct": (1.0, 2.0)})
     kind = {each.kind: each.as_dict() for each in report.kinds}["analysis"]
     assert (kind["misses"], kind["calls"], kind["calls_saved"]) == (1, 1, 99)
-    assert (kind["tokens_saved"], kind["cost_saved"]) == (2 * 99, pytest.approx(0.099 * 3))
+    assert (kind["tokens_saved"], kind["cost_saved"]) == (6 * 99, pytest.approx(0.099 * (2 * 1.0 + 4 * 2.0)))
 
 
-def test_a_job_that_waits_for_another_s_answer_can_be_cancelled(asked: list[Any], database: None) -> None:
+def test_a_job_that_waits_for_another_s_answer_can_be_cancelled(asked: FaultyProvider, database: None) -> None:
     started = threading.Event()
 
     def follow() -> llm.Completion:
@@ -135,14 +135,15 @@ def test_a_job_that_waits_for_another_s_answer_can_be_cancelled(asked: list[Any]
         cancellation.cancel("a-job")
         assert isinstance(waiting.exception(10), llm.Cancelled)
         assert not call.over.is_set()
-    assert asked == []
+    assert asked.log() == []
 
 
-def test_texts_are_embedded_once(asked: list[Any]) -> None:
+def test_texts_are_embedded_once(asked: FaultyProvider) -> None:
     first = cached.embed(["a", "b", "a"], timeout_s=30)
     second = cached.embed(["b", "c", "a"], timeout_s=30)
-    assert [request["input"] for request in asked] == [["a", "b"], ["c"]]
-    assert first.vectors == second.vectors == [[0.6, 0.8]] * 3
+    assert [call.texts for call in asked.log()] == [["a", "b"], ["c"]]
+    a, b, c = (list(map(float, provider_answers.vector(text, 384))) for text in "abc")
+    assert (first.vectors, second.vectors) == ([a, b, a], [b, c, a])
     assert (first.prompt_tokens, second.prompt_tokens) == (2, 1)
     assert cached.embed(["a"], timeout_s=30, model="another").model == "another"
     assert cached.embed([], timeout_s=30).vectors == []
@@ -157,7 +158,7 @@ def test_vectors_come_back_exactly() -> None:
 
 
 def test_jobs_are_answered_from_the_cache_and_say_so(
-    asked: list[Any], workers: Workers, cli: Callable[..., Any]
+    asked: FaultyProvider, workers: Workers, cli: Callable[..., Any]
 ) -> None:
     from tasks import enqueue
 
@@ -168,7 +169,7 @@ def test_jobs_are_answered_from_the_cache_and_say_so(
         results.append(eventually(lambda job=job: job.result(timeout=30)))  # type: ignore[misc]
     assert [result.get("cached") for result in results] == [None, True]
     assert results[0]["usage"] == results[1]["usage"]
-    assert len(asked) == 1
+    assert len(asked.log()) == 1
 
     def counted() -> bool:
         kinds = {kind["kind"]: kind for kind in cli.json("cache", "stats")["kinds"]}  # type: ignore[attr-defined]

@@ -89,14 +89,14 @@ class Provider:
 
 async def _body(receive: Receive) -> bytes | None:
     """Return the request's body, None when the client left before its end."""
-    content: bytes = b""
+    content = bytearray()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
         content += message.get("body", b"")
         if not message.get("more_body"):
-            return content
+            return bytes(content)
 
 
 async def _say_instead(reply: Reply, active: Active, asked: Chat | Embeddings, now_s: float) -> None:

@@ -174,7 +174,7 @@ def main() -> None:
     """Serve on the port given on the command line."""
     parser = argparse.ArgumentParser(prog="python -m dev.faulty_provider", description=__doc__)
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--settings", default="{}", help="as POST /control takes them, in JSON")
+    parser.add_argument("--settings", type=json.loads, default={}, metavar="JSON", help="as POST /control takes them")
     for name, field in Settings.model_fields.items():
         nargs = "*" if name == "models" else None
         parser.add_argument(
@@ -182,7 +182,7 @@ def main() -> None:
         )
     parser.add_argument("--fault", action="append", type=json.loads, metavar="JSON", dest="add_faults", default=[])
     given = vars(parser.parse_args())
-    port, settings = given.pop("port"), json.loads(given.pop("settings"))
+    port, settings = given.pop("port"), given.pop("settings")
     try:
         serve(port, {**settings, **given})
     except StackError as error:

@@ -1,9 +1,10 @@
 """What the faulty provider remembers of its requests."""
 
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+LONGEST = 200_000  # entries; the counts know of all requests
 CLIENT_LEFT = 499  # nginx's status for a client that hung up before its answer began
 
 
@@ -54,7 +55,7 @@ class Record:
     def reset(self, now_s: float) -> None:
         """Forget all that has come before; what is still in flight of it counts as that and nothing more."""
         self._since_s = now_s
-        self.entries: list[Entry] = []
+        self.entries: deque[Entry] = deque(maxlen=LONGEST)
         self._counts = Counts(most_in_flight=self.in_flight)
         self._paths: Counter[str] = Counter()
         self._statuses: Counter[str] = Counter()

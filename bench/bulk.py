@@ -28,5 +28,7 @@ def run(stage: Stage) -> Iterator[Line]:
             rate[name] = JOBS / (until(lambda: stage.completed("bulk_insert"), before + JOBS, "jobs") - began)
     unit = "jobs/s"
     yield Line("bulk", "one-row jobs in batches", rate["batched"], rate["alone"], unit, "one transaction each", aim=5)
-    yield Line("bulk", "one-row jobs in batches", rate["batched"], rate["plain"], unit, "plain Celery, a transaction each")
+    yield Line(
+        "bulk", "one-row jobs in batches", rate["batched"], rate["plain"], unit, "plain Celery, a transaction each"
+    )
     yield Line("bulk", "one-row jobs, a transaction each", rate["alone"], rate["plain"], unit, "plain Celery")

@@ -18,7 +18,7 @@ STAMPEDE = 100
 
 
 def run(stage: Stage) -> Iterator[Line]:
-    """Ask what was asked before, from this process' memory and from Redis; then the same question in many jobs at once."""
+    """Ask what was asked before, from memory and from Redis; then the same question in many jobs at once."""
     stage.provider.clear()
     stage.provider.set(chat_s=LATENCY_S, embedding_s=LATENCY_S, answer_tokens=40)
     _asked_ms("anything")  # the client is made with the first call

@@ -1,4 +1,4 @@
-"""Many chats at once: how much of what the slots allow is reached, what it does to the one who waits, and its memory."""
+"""Many chats at once: what is reached of what the slots allow, how long each waits, and the memory of a slot."""
 
 import time
 from collections.abc import Iterator
@@ -38,8 +38,12 @@ def run(stage: Stage) -> Iterator[Line]:
             plain_mib = (resident_mib(worker) - idle_mib) / slots
         who = f"{slots} chats at once"
         if slots == 100:
-            yield Line("chat", f"{who}: p95", quantile(waited_s, 0.95), P95_S, "s", "what is asked for", 1, is_cost=True)
-            yield Line("chat", f"{who}: p99", quantile(waited_s, 0.99), P99_S, "s", "what is asked for", 1, is_cost=True)
+            yield Line(
+                "chat", f"{who}: p95", quantile(waited_s, 0.95), P95_S, "s", "what is asked for", 1, is_cost=True
+            )
+            yield Line(
+                "chat", f"{who}: p99", quantile(waited_s, 0.99), P99_S, "s", "what is asked for", 1, is_cost=True
+            )
         else:
             yield Line("chat", f"{who}: p95", quantile(waited_s, 0.95), LATENCY_S, "s", "the provider's latency")
         yield Line("chat", f"{slots} slots busy", ours, limit, "jobs/s", "slots / latency")

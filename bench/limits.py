@@ -16,7 +16,7 @@ ROUNDS, JOBS = 5, 600
 
 
 def run(stage: Stage) -> Iterator[Line]:
-    """Let four workers share one limit for a minute; then compare a lane behind limits that never bind with one without."""
+    """Let four workers share one limit for a minute, then compare limits that never bind with none."""
     yield from _budget(stage)
     yield from _cost(stage)
 
@@ -50,7 +50,9 @@ def _budget(stage: Stage) -> Iterator[Line]:
     binding = max(used, key=lambda name: used[name][0] / used[name][1])
     what = f"{WORKERS} workers, {SECONDS} s: {binding} used"
     yield Line("limits", what, *used[binding], f"{binding}/min", "the provider's limit", 0.98)
-    yield Line("limits", f"{WORKERS} workers, {SECONDS} s: refused", refused, len(log), "429", "all calls", 0, is_cost=True)
+    yield Line(
+        "limits", f"{WORKERS} workers, {SECONDS} s: refused", refused, len(log), "429", "all calls", 0, is_cost=True
+    )
 
 
 def _cost(stage: Stage) -> Iterator[Line]:

@@ -37,7 +37,9 @@ class Stage:
             execute(statement)
 
     @contextlib.contextmanager
-    def workers(self, lane: str, how_many: int = 1, settings: Mapping[str, str] | None = None) -> Iterator[list[Process]]:
+    def workers(
+        self, lane: str, how_many: int = 1, settings: Mapping[str, str] | None = None
+    ) -> Iterator[list[Process]]:
         """Run a lane's workers as ``./forebay worker LANE`` does."""
         fleet = Fleet(self.root, self.environment, (lane,), self._fetching, self._log)
         try:

@@ -106,7 +106,7 @@ def _run(faults: Sequence["Fault"], seconds: float, here: bool, logs: Path | Non
         results_url = ""
         if any(RESULTS in fault.servers for fault in faults):
             servers[RESULTS], results_url = open_.enter_context(_results(home, log))
-        run = Run(ROOT, running.environment, servers, results_url, uuid4().hex[:6], log)
+        run = Run(ROOT, running.environment, servers, results_url, provider, uuid4().hex[:6], log)
         open_.enter_context(run.prepared(here))
         bars = open_.enter_context(progress())
         return [run.fault(fault, seconds, bars) for fault in faults]

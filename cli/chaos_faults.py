@@ -18,8 +18,10 @@ from typing import Any
 import psutil
 from redis.exceptions import RedisError
 
+from cli import chaos_provider
 from cli.chaos_load import ROWS, Load, Order, submission
 from cli.chaos_verdict import Accepted, counters, open_jobs
+from dev.faulty_provider import FaultyProvider
 from dev.fleet import Fleet
 from dev.processes import Process
 from worker import message
@@ -38,6 +40,7 @@ class Scene:
     load: Load
     servers: Mapping[str, Process]
     lease_s: float
+    provider: FaultyProvider
     strokes: int = 0
     strangers: list[bytes] = field(default_factory=list)  # messages that no producer sent
     struck_at: float | None = None
@@ -408,4 +411,12 @@ FAULTS = (
         every_s=6,
         servers=("results",),
     ),
+    Fault("provider-429", "The provider limits the rate, and lies about for how long.", chaos_provider.rate_limited),
+    Fault("provider-5xx", "The provider fails with 500, 502, 503 or 529.", chaos_provider.failing),
+    Fault("provider-hang", "The provider does not answer.", chaos_provider.hanging, every_s=8),
+    Fault("provider-reset", "The provider resets connections before and within answers.", chaos_provider.resetting),
+    Fault("provider-cut-stream", "Streams end or stall half way, or hold an error.", chaos_provider.cutting, every_s=8),
+    Fault("provider-wrong-vectors", "Vectors are missing, too many or no numbers.", chaos_provider.miscounting),
+    Fault("provider-malformed", "Answers are HTML, broken JSON or empty.", chaos_provider.garbling),
+    Fault("provider-refuses", "Single texts are refused, also within batches.", chaos_provider.refusing),
 )

@@ -15,6 +15,7 @@ from cli.chaos_faults import Fault, Scene
 from cli.chaos_load import Load
 from cli.chaos_verdict import Verdict
 from db.engine import transaction
+from dev.faulty_provider import FaultyProvider
 from dev.fleet import Fleet
 from dev.processes import Log, Process
 from worker import broker as brokers
@@ -49,11 +50,13 @@ class Run:
         environment: Mapping[str, str],
         servers: Mapping[str, Process],
         results_url: str,
+        provider: FaultyProvider,
         name: str,
         log: Log,
     ) -> None:
         self.servers = servers
         self.results_url = results_url
+        self.provider = provider
         self.name = name
         self.broker = brokers.connect()
         self.fleet = Fleet(root, environment, LANES, self._fetching, log)
@@ -82,7 +85,7 @@ class Run:
         bar = bars.add_task(fault.name, total=None, note="workers start")
         self._man(fault)
         load = Load(self.broker, f"{self.name}-{fault.name}")
-        scene = Scene(self.broker, self.fleet, load, self.servers, load_policy().lease.duration_s)
+        scene = Scene(self.broker, self.fleet, load, self.servers, load_policy().lease.duration_s, self.provider)
         before, dead_before = chaos_verdict.counters(self.broker, LANES), self._dead()
         scene.rescued_before = before.get("rescued", 0)
         scene.show = _Bar(self.broker, scene, bars, bar)
@@ -98,6 +101,7 @@ class Run:
         verdict.rescue_s, verdict.strokes = scene.rescue_s, scene.strokes
         if fault.rescues and (scene.rescue_s or RESCUE_WITHIN_S) >= RESCUE_WITHIN_S:
             verdict.complaints.append(f"no job was rescued within {RESCUE_WITHIN_S:g} s of the first stroke")
+        scene.provider.clear()
         verdict.seconds = time.monotonic() - began
         bars.update(bar, total=verdict.accepted, completed=verdict.accepted - verdict.waiting)
         bars.update(bar, note="[green]passed[/]" if verdict.passed else "[bold red]FAILED[/]")

@@ -191,7 +191,7 @@ def _admitted(question: Question[T], endpoint: Endpoint, call: Call) -> Ticket:
             error.retry_after_s,
         ) from error
     try:
-        question.meter.before_call(question.tokens)
+        leaves_s = question.meter.before_call(question.tokens)
     except NoPermit as error:
         question.breakers.tell(ticket, "unknown")
         if error.retry_after_s is None:
@@ -200,6 +200,10 @@ def _admitted(question: Question[T], endpoint: Endpoint, call: Call) -> Ticket:
     except BaseException:
         question.breakers.tell(ticket, "unknown")
         raise
+    if call.over.wait(leaves_s):  # cancelled, or out of time
+        question.meter.unused()
+        question.breakers.tell(ticket, "unknown")
+        raise ProviderAway("not asked")
     return ticket
 
 

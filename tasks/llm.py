@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -135,15 +136,32 @@ def embed(
     def send(client: openai.OpenAI, named: str, timeout: openai.Timeout, _call: Call) -> Vectors:
         reply = client.embeddings.create(model=named, input=list(texts), timeout=timeout)
         vectors = [item.embedding for item in sorted(reply.data, key=lambda item: item.index)]
-        if len(vectors) != len(texts) or len({len(vector) for vector in vectors}) > 1:
-            raise ProviderAway(
-                f"the provider gave {len(vectors)} vectors for {len(texts)} texts, or of unequal dimension"
-            )
+        _check_vectors(vectors, len(texts), reply.model or named)
         return Vectors(vectors, reply.model, reply.usage.prompt_tokens if reply.usage else 0)
 
     cost = sum(map(tokens.estimate, texts))
     question = Question(send, timeout_s, cost, meter=meter or Unmetered(), breakers=breakers)
     return ask(question, endpoint.chosen("embedding", model))
+
+
+#: Model -> the dimension of its vectors, as this process knows it, and how many answers in a row had another.
+_dimensions: dict[str, tuple[int, int]] = {}
+#: So many in a row are no fault: the model behind the name has changed.
+CHANGED = 5
+
+
+def _check_vectors(vectors: Sequence[Sequence[float]], texts: int, model: str) -> None:
+    """Raise `ProviderAway` unless there is a vector for each text, of numbers and of the model's dimension."""
+    if len(vectors) != texts:
+        raise ProviderAway(f"the provider gave {len(vectors)} vectors for {texts} texts")
+    dimension, others = _dimensions.get(model, (len(vectors[0]), 0))
+    wrong = next((len(vector) for vector in vectors if len(vector) != dimension), None)
+    if wrong is not None:
+        _dimensions[model] = (wrong, 0) if others + 1 == CHANGED else (dimension, others + 1)
+        raise ProviderAway(f"the provider gave a vector of {wrong} numbers; those of {model} have {dimension}")
+    if not dimension or not all(math.isfinite(sum(vector)) for vector in vectors):
+        raise ProviderAway(f"the provider gave a vector of {model} that is empty or holds something else than numbers")
+    _dimensions[model] = (dimension, 0)
 
 
 class Listener:

@@ -9,8 +9,11 @@ class Meter(Protocol):
     That the run's first call has its permit already is the meter's own affair.
     """
 
-    def before_call(self, tokens: int) -> None:
-        """Take a permit for a call that is reckoned to cost so many tokens. Raises `worker.errors.NoPermit`."""
+    def before_call(self, tokens: int) -> float:
+        """Take a permit for a call that is reckoned to cost so many tokens; return in how many seconds it may leave.
+
+        Raises `worker.errors.NoPermit`.
+        """
 
     def used(self, tokens: int) -> None:
         """Note what the call has cost by the provider's own count; 0 when it was refused."""
@@ -28,8 +31,8 @@ class Meter(Protocol):
 class Unmetered:
     """Lets every call go."""
 
-    def before_call(self, tokens: int) -> None:
-        pass
+    def before_call(self, tokens: int) -> float:
+        return 0.0
 
     def used(self, tokens: int) -> None:
         pass

@@ -1,8 +1,11 @@
 -- Gates: what a provider takes from all workers together. Two token buckets, one for calls and one for what they cost
 -- (tokens, or rows), and a moment until which all is shut. A gate's rules come from queues.yaml with each script that
 -- charges: {name, calls = {capacity, rate}, cost = {capacity, rate}, recovers}; what is in the hash is all there is.
+-- Each bucket has a twin that is charged when a call leaves its worker. The first says which job may go, the second when
+-- its call may: jobs that were held up on their way would else leave all at once.
 
 local BUCKETS = {'calls', 'cost'}
+local TWIN = {calls = 'calls_sent', cost = 'cost_sent'}
 local WANTED_S = 2 -- for how long a refused job keeps room free from less urgent ones of other queues
 local GATE_LIFETIME_S = 2 * 86400
 
@@ -28,8 +31,10 @@ local function gate_now(rules, now)
   for _, name in ipairs(BUCKETS) do
     local bucket = rules[name]
     if bucket then
-      local level = tonumber(gate.known[name] or bucket.capacity)
-      gate[name] = math.min(bucket.capacity, level + bucket.rate * gate.learned * since)
+      for _, level in ipairs({name, TWIN[name]}) do
+        local before = tonumber(gate.known[level] or bucket.capacity)
+        gate[level] = math.min(bucket.capacity, before + bucket.rate * gate.learned * since)
+      end
     end
   end
   return gate
@@ -39,8 +44,10 @@ local function keep(gate)
   local fields = {'at', exact(gate.now)}
   for _, name in ipairs(BUCKETS) do
     if gate[name] then
-      fields[#fields + 1] = name
-      fields[#fields + 1] = exact(gate[name])
+      for _, level in ipairs({name, TWIN[name]}) do
+        fields[#fields + 1] = level
+        fields[#fields + 1] = exact(gate[level])
+      end
       fields[#fields + 1] = name .. '_most'
       fields[#fields + 1] = gate.rules[name].capacity
     end
@@ -82,6 +89,20 @@ local function charge(gate, queue, calls, cost)
   end
 end
 
+-- Note that a call leaves its worker; give in how many seconds it may.
+local function depart(gate, calls, cost)
+  local wait_s, need = 0, {calls = calls, cost = cost}
+  for _, name in ipairs(BUCKETS) do
+    local bucket, twin = gate.rules[name], TWIN[name]
+    if bucket then
+      gate[twin] = gate[twin] - need[name]
+      wait_s = math.max(wait_s, -gate[twin] / (bucket.rate * gate.learned))
+    end
+  end
+  keep(gate)
+  return wait_s
+end
+
 -- Note that a job of a queue was refused: less urgent ones of other queues leave it room while it asks again.
 local function want(gate, queue, rank, calls, cost)
   local since = gate.wants[queue] and gate.wants[queue].since or gate.now
@@ -92,12 +113,13 @@ local function want(gate, queue, rank, calls, cost)
 end
 
 -- Put back what a call did not use; less than nothing when it used more. No bucket holds more than it can.
-local function put_back(name, calls, cost)
+local function put_back(name, calls, cost, has_left)
   local record = key.gate(name)
   for bucket, amount in pairs({calls = calls, cost = cost}) do
-    local known = amount ~= 0 and redis.call('HMGET', record, bucket, bucket .. '_most') or {}
-    if known[1] and known[2] then
-      redis.call('HSET', record, bucket, exact(math.min(tonumber(known[2]), tonumber(known[1]) + amount)))
+    local most = amount ~= 0 and redis.call('HGET', record, bucket .. '_most')
+    for _, level in ipairs(most and {bucket, has_left and TWIN[bucket] or nil} or {}) do
+      local before = redis.call('HGET', record, level)
+      if before then redis.call('HSET', record, level, exact(math.min(tonumber(most), tonumber(before) + amount))) end
     end
   end
 end

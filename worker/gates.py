@@ -37,9 +37,9 @@ def enabled() -> bool:
     return os.environ.get("RATE_LIMIT_ENABLED", "").strip().lower() not in OFF
 
 
-def is_limited(queue: Queue) -> bool:
+def is_limited(queue: Queue | None) -> bool:
     """Return whether a queue's gate charges for calls, rather than only shuts when a provider refuses."""
-    gate = load_policy().gates[queue.gate] if queue.gate and enabled() else None
+    gate = load_policy().gates[queue.gate] if queue and queue.gate and enabled() else None
     return gate is not None and gate.is_limited
 
 
@@ -119,23 +119,22 @@ class Meter:
         self.open = charge or Charge()  # charged, and its call is still to come or under way
         self.asked = False
 
-    def before_call(self, tokens: int) -> None:
-        """Take a permit for a call that is reckoned to cost so many tokens. Raises `NoPermit`.
+    def before_call(self, tokens: int) -> float:
+        """Take a permit for a call that is reckoned to cost so many tokens; return in how many seconds it may leave.
 
         The first call's was taken by the fetch, by an estimate that could not know the whole prompt: the difference is
-        taken from the bucket, which may owe then.
+        taken from the bucket, which may owe then. Raises `NoPermit`: for a first call only when the gate was shut
+        since, for others also when the bucket has not enough.
         """
-        if self.gate is None:
-            return
-        if self.open.calls:
-            self._put_back(0, self.open.cost - tokens)
-        else:
-            self._take(tokens)
+        wait_s = 0.0
+        if self.gate is not None:
+            wait_s = self._ask("depart", self.open.cost, tokens) if self.open.calls else self._take(tokens)
         self.open = Charge(0, tokens)
+        return wait_s
 
     def used(self, tokens: int) -> None:
         """Note what the call has cost by the provider's own count."""
-        self._put_back(0, self.open.cost - tokens)
+        self._put_back(0, self.open.cost - tokens, has_left=True)
         self.open = Charge()
 
     def busy(self, retry_after_s: float | None, reason: str = "the provider limits the rate") -> float | None:
@@ -143,7 +142,7 @@ class Meter:
 
         Return None when there is no gate to shut.
         """
-        self._put_back(0, self.open.cost)
+        self._put_back(0, self.open.cost, has_left=True)
         self.open = Charge()
         return self._shut(retry_after_s, reason, "refused")
 
@@ -152,7 +151,7 @@ class Meter:
 
         A gate with limits of its own reckons that itself.
         """
-        if self.queue is not None and not is_limited(self.queue):
+        if not is_limited(self.queue):
             self._shut(opens_s, "the provider says that its limit is used up", "used up")
 
     def _shut(self, for_s: float | None, reason: str, why: str) -> float | None:
@@ -175,7 +174,7 @@ class Meter:
 
     def unused(self) -> None:
         """Put back the whole charge of a call that never reached the provider."""
-        self._put_back(1, self.open.cost)
+        self._put_back(1, self.open.cost, has_left=True)
         self.open = Charge()
 
     def close(self) -> None:
@@ -184,23 +183,26 @@ class Meter:
             self._put_back(self.open.calls, self.open.cost)
             self.open = Charge()
 
-    def _take(self, tokens: int) -> None:
-        assert self.broker is not None
+    def _take(self, tokens: int) -> float:
         assert self.queue is not None
+        return self._ask("permit", self.queue.name, self.rank, tokens)
+
+    def _ask(self, script: str, *about: str | int) -> float:
+        assert self.broker is not None
         try:
-            said = self.broker.run("permit", self._rules(), self.queue.name, self.rank, tokens)
+            said, *wait_s = self.broker.run(script, self._rules(), *about)
         except RedisError as error:
             logger.warning("a call goes without a permit of gate %s: %s", self.gate, error)
-            return
-        text = said.decode()
-        if text:
-            raise NoPermit(str(self.gate), None if text == "never" else float(text))
+            return 0.0
+        if said == b"go":
+            return float(wait_s[0])
+        raise NoPermit(str(self.gate), float(wait_s[0]) if wait_s else None)
 
-    def _put_back(self, calls: int, cost: int) -> None:
+    def _put_back(self, calls: int, cost: int, *, has_left: bool = False) -> None:
         if self.gate is None or self.broker is None or (not calls and not cost):
             return
         try:
-            self.broker.run("put_back", self.gate, calls, cost)
+            self.broker.run("put_back", self.gate, calls, cost, "1" if has_left else "")
         except RedisError as error:
             logger.warning("gate %s is not told what a call cost: %s", self.gate, error)
 

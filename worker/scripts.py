@@ -41,6 +41,7 @@ DRAINING = frozenset(
         "edit",
         "permit",
         "put_back",
+        "depart",
         "shut",
         "breaker_ask",
         "breaker_tell",

@@ -41,7 +41,7 @@ class Provider:
         try:
             await self._answer(reply, content, now_s)
         except ApiError as error:
-            reply.headers |= error.headers
+            reply.headers = {**self.state.limits.headers(now_s), **error.headers}
             await reply.whole(error.status, json.dumps(error.body).encode())
         finally:
             self.state.record.end(entry, time.monotonic())
@@ -57,11 +57,9 @@ class Provider:
         if self.state.settings.log_texts:
             entry.texts = asked.texts
         active = self.state.faults.find(entry.path, asked, now_s)
-        try:
-            if active is None or not active.is_instead:
-                self.state.limits.take(now_s, entry.tokens)
-        finally:
-            reply.headers = self.state.limits.headers(now_s)
+        if active is None or not active.is_instead:
+            self.state.limits.take(now_s, entry.tokens)
+        reply.headers = self.state.limits.headers(now_s)
         if active is not None:
             active.applied += 1
             entry.fault = active.kind

@@ -132,6 +132,7 @@ def test_exactly_the_limit_passes(faulty: FaultyProvider) -> None:
     assert 0 < int(replies[5].getheader("retry-after") or 0) <= 60
     too_large = ask(faulty, messages=[{"role": "user", "content": "word " * 100}])
     assert (too_large.status, too_large.getheader("retry-after")) == (429, None)
+    assert ask(faulty, messages=[]).getheader("x-ratelimit-remaining-requests") == "16"
     assert faulty.counts().limited == 3
 
 
@@ -400,13 +401,17 @@ def test_a_process_starts_as_ordered_or_says_why_not() -> None:
             pass
     port = faulty_provider.ports.free_port()
     fault = json.dumps({"kind": "server_error", "next": 1})
-    options = ["--port", str(port), "--chunks", "2", "--models", "a", "b", "--fault", fault]
+    options = ["--port", str(port), "--chunks", "2", "--models", "a", "b", "--limit-requests", "1", "--fault", fault]
     command = [sys.executable, "-m", "dev.faulty_provider", *options]
     with subprocess.Popen(command, cwd=faulty_provider.ROOT) as running:
         provider = FaultyProvider(port)
-        settings = eventually(provider.settings)
-        running.terminate()
-        assert running.wait(10) in (0, -15)
+        try:
+            settings = eventually(provider.settings)
+            for _ in range(2):
+                assert [ask(provider, model="a").status for _ in range(3)] == [500, 200, 429]
+                provider.clear()  # faults, limits and what was counted are as at the start
+        finally:
+            running.terminate()
     assert (settings["chunks"], settings["models"]) == (2, ["a", "b"])
     assert settings["faults"] == [{"kind": "server_error", "next": 1, "applied": 0}]
     with pytest.raises(StackError, match="does not answer"):

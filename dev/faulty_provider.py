@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _TIMEOUT_S = 30.0
 _IDLE_S = 300  # longer than clients keep a connection: one that is closed under a request looks like a fault
 _BACKLOG = 4096
+_FILES = 10_240  # macOS allows no more, also where it says that there is no limit
 Setting = float | str | bool | Sequence[str] | None
 
 
@@ -152,8 +153,7 @@ def serve(port: int, changes: dict[str, Any]) -> None:
         order = provider_settings.read(Settings(), changes)
     except ValueError as error:
         raise StackError(str(error)) from error
-    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # one for each connection
+    _allow_files()
     uvicorn.run(
         faulty_api.Provider(State(order)),
         host=LOOPBACK,
@@ -168,6 +168,13 @@ def serve(port: int, changes: dict[str, Any]) -> None:
         timeout_keep_alive=_IDLE_S,
         timeout_graceful_shutdown=1,
     )
+
+
+def _allow_files() -> None:
+    """Let the process have a file open for each connection, as far as it may."""
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if most == resource.RLIM_INFINITY else min(_FILES, most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(files, wanted), most))
 
 
 def main() -> None:

@@ -66,13 +66,13 @@ def read_chat(body: dict[str, Any], settings: Settings) -> Chat:
     if settings.answer_tokens:
         length = settings.answer_tokens * CHARACTERS_PER_TOKEN
         answer = (answer + " and more" * (length // 9 + 1))[:length]
-    limit = openai_requests.answer_limit(body)
+    limit, options = openai_requests.answer_limit(body), body.get("stream_options")
     is_cut = limit is not None and tokens_of(answer) > limit
     return Chat(
         model,
         texts,
         stream=bool(body.get("stream")),
-        include_usage=bool((body.get("stream_options") or {}).get("include_usage")),
+        include_usage=isinstance(options, dict) and bool(options.get("include_usage")),
         answer=answer[: limit * CHARACTERS_PER_TOKEN] if limit is not None else answer,
         finish_reason="length" if is_cut else "stop",
     )

@@ -28,7 +28,8 @@ class Window:
         for taken_s, taken in self._taken:
             excess -= taken
             if excess <= 0:
-                return taken_s + self.seconds - now_s
+                # Rounding may make it nothing, which would let in what does not fit yet.
+                return max(math.ulp(now_s), taken_s + self.seconds - now_s)
         return math.inf
 
     def take(self, now_s: float, amount: int) -> None:

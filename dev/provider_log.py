@@ -37,7 +37,7 @@ class Counts:
     answered: int = 0  # status 200, faults included
     inputs: int = 0  # of answered requests
     tokens: int = 0  # of answered requests
-    limited: int = 0  # 429
+    limited: int = 0  # 429 for a limit, without those that a fault made up
     hung_up: int = 0
     paths: dict[str, int] = field(default_factory=dict)
     statuses: dict[str, int] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class Record:
         counts = self._counts
         counts.ended += 1
         counts.hung_up += entry.hung_up
-        counts.limited += entry.status == 429
+        counts.limited += entry.status == 429 and entry.fault is None
         if entry.status == 200:
             counts.answered += 1
             counts.inputs += entry.inputs

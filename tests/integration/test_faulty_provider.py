@@ -81,6 +81,7 @@ def test_chats_are_answered(client: openai.OpenAI, faulty: FaultyProvider) -> No
     assert [part.choices[0].finish_reason for part in parts if part.choices] == [None] * 4 + ["stop"]
     assert parts[-1].usage == whole.usage
     assert not any(part.usage for part in chat(client, stream=True))
+    assert ask(faulty, stream=True, stream_options="usage").status == 200
     cut = chat(client, max_tokens=2)
     assert (cut.choices[0].message.content, cut.choices[0].finish_reason, cut.usage.completion_tokens) == (
         *(REPLY[:8], "length"),
@@ -197,6 +198,7 @@ def test_retry_after_can_be_anything(faulty: FaultyProvider) -> None:
     assert (reply.status, reply.getheader("retry-after")) == (503, None)
     faulty.fault("server_error", next=1, status=503, retry_after="7")
     assert ask(faulty).getheader("retry-after") == "7"
+    assert faulty.counts().limited == 0  # no limit was set
     faulty.fault("rate_limit", for_s=40)
     assert 30 < int(ask(faulty).getheader("retry-after") or 0) <= 40
     faulty.heal()

@@ -30,3 +30,11 @@ def test_a_window_lets_in_exactly_what_fits(calls: list[tuple[int, int]], limit:
             let_in.append((now_s, amount))
         assert window.total == held(now_s)
         assert held(now_s + window.empty_in_s(now_s)) == 0
+
+
+def test_rounding_lets_nothing_in_too_early() -> None:
+    window, taken_s = Window(1, 0.7), 37_000.0
+    window.take(taken_s, 1)
+    now_s = taken_s + 0.7
+    assert now_s - taken_s < 0.7  # by the last bit
+    assert window.wait_s(now_s, 1) > 0

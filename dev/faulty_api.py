@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -19,6 +19,7 @@ _READERS: dict[str, Callable[[dict[str, Any], Settings], Chat | Embeddings]] = {
     CHAT: provider_answers.read_chat,
     EMBEDDINGS: provider_answers.read_embeddings,
 }
+_JOB_HEADERS = (b"idempotency-key", b"x-job-id")
 
 
 class Provider:
@@ -37,6 +38,7 @@ class Provider:
         content = await _body(receive)
         now_s = time.monotonic()
         entry = self.state.record.begin(now_s, scope["path"])
+        entry.job = _job(scope["headers"])
         reply = Reply(scope["state"]["connection"], send, entry)
         try:
             await self._answer(reply, content, now_s)
@@ -53,12 +55,12 @@ class Provider:
         entry = reply.entry
         asked = _READERS[entry.path](openai_requests.parsed(content), self.state.settings)
         entry.model, entry.stream = asked.model, asked.stream
-        entry.inputs, entry.tokens = len(asked.texts), asked.usage["total_tokens"]
+        entry.inputs, entry.tokens, entry.counted = len(asked.texts), asked.usage["total_tokens"], asked.counted
         if self.state.settings.log_texts:
             entry.texts = asked.texts
         active = self.state.faults.find(entry.path, asked, now_s)
         if active is None or not active.is_instead:
-            self.state.limits.take(now_s, entry.tokens)
+            self.state.limits.take(now_s, entry.counted)
         reply.headers = self.state.limits.headers(now_s)
         if active is not None:
             active.applied += 1
@@ -66,16 +68,18 @@ class Provider:
             if active.is_instead:
                 await _say_instead(reply, active, asked, now_s)
                 return
-        await self._work(reply, asked)
+        await self._work(reply, asked, active)
 
-    async def _work(self, reply: Reply, asked: Chat | Embeddings) -> None:
+    async def _work(self, reply: Reply, asked: Chat | Embeddings, active: Active | None) -> None:
         """Wait for a slot, hold it while the call takes its time, and answer."""
         turn = self.state.slots.enter()
         if turn is not None and not await reply.connection.stays(turn):
             reply.left()
             return
         try:
-            if isinstance(asked, Chat) and asked.stream:
+            if active is not None and active.kind in ("slow_headers", "slow_body"):
+                is_heard = await _creep(reply, asked, self.state.settings, active)
+            elif isinstance(asked, Chat) and asked.stream:
                 is_heard = await _stream(reply, asked, self.state.settings)
             else:
                 is_heard = await _tell(reply, asked, self.state.settings)
@@ -83,6 +87,11 @@ class Provider:
                 reply.left()
         finally:
             self.state.slots.leave()
+
+
+def _job(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    found = {name: value.decode("latin-1") for name, value in headers if name in _JOB_HEADERS}
+    return next((found[name] for name in _JOB_HEADERS if name in found), None)
 
 
 async def _body(receive: Receive) -> bytes | None:
@@ -134,6 +143,22 @@ async def _tell(reply: Reply, asked: Chat | Embeddings, settings: Settings) -> b
     else:
         await reply.whole(200, content)
     return True
+
+
+async def _creep(reply: Reply, asked: Chat | Embeddings, settings: Settings, active: Active) -> bool:
+    """Answer rightly, byte by byte and not at the speed that is set; return False when the client left before."""
+    kind, pause_s = JSON, active.fault.pause_s
+    if isinstance(asked, Embeddings):
+        content = provider_answers.embeddings_body(asked, None)
+    elif asked.stream:
+        kind, chunks = EVENTS, provider_answers.stream_chunks(asked, settings.chunks)
+        content = b"".join([*chunks, provider_answers.stream_end(asked), provider_answers.DONE])
+    else:
+        content = provider_answers.chat_body(asked)
+    if active.kind == "slow_headers":
+        return await reply.creep_in(200, kind, content, pause_s)
+    await reply.start(200, kind, None if kind == EVENTS else len(content))
+    return await reply.creep(content, pause_s)
 
 
 async def _stream(reply: Reply, chat: Chat, settings: Settings) -> bool:

@@ -66,10 +66,19 @@ class Connection(H11Protocol):
         """Close with a TCP reset; what is not yet sent is lost."""
         # RFC 9293: closing with unsent data discarded and RST, which is what a linger time of 0 asks for.
         self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        lost = self.loop.create_future()
-        self._waiter = lost
+        lost = self._lost()
         self.transport.abort()
         await lost
+
+    async def close(self) -> None:
+        """Close once all is sent."""
+        lost = self._lost()
+        self.transport.close()
+        await lost
+
+    def _lost(self) -> asyncio.Future[bool]:
+        lost = self._waiter = self.loop.create_future()
+        return lost
 
 
 def _come(until: asyncio.Future[bool]) -> None:
@@ -104,6 +113,27 @@ class Reply:
         """Send an answer in one piece."""
         await self.start(status, kind, len(content))
         await self.part(content, more=False)
+
+    async def creep(self, content: bytes, pause_s: float) -> bool:
+        """Send the rest of the body a byte at a time; return False when the client left before the last."""
+        for place in range(len(content)):
+            if place and not await self.connection.stays_until(self.connection.loop.time() + pause_s):
+                return False
+            await self.part(content[place : place + 1], more=place + 1 < len(content))
+        return True
+
+    async def creep_in(self, status: int, kind: str, content: bytes, pause_s: float) -> bool:
+        """Send the head a byte at a time, past the HTTP server, then the body, and close; return as `creep` does."""
+        own = {"content-type": kind, "content-length": str(len(content)), "connection": "close"}
+        lines = [f"HTTP/1.1 {status} OK", *(f"{name}: {value}" for name, value in {**self.headers, **own}.items())]
+        self.entry.status = status
+        for place, byte in enumerate("\r\n".join([*lines, "", ""]).encode("latin-1")):
+            if place and not await self.connection.stays_until(self.connection.loop.time() + pause_s):
+                return False
+            self.connection.transport.write(bytes([byte]))
+        self.connection.transport.write(content)
+        await self.connection.close()
+        return True
 
     def left(self) -> None:
         """Note that the client has left."""

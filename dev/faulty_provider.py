@@ -1,6 +1,7 @@
 """The faulty provider as a process of its own: its entry point, and the client that starts and orders it.
 
-It speaks OpenAI's protocol on loopback, without a model, at a speed, with limits and with faults to order.
+It speaks OpenAI's protocol on loopback, without a model, at a speed, with limits and with faults to order. Tokens count
+when a request is let in: by ``tokens_counted`` those that its answer will have used, or prompt and max_tokens.
 """
 
 import argparse
@@ -59,14 +60,16 @@ class FaultyProvider:
         model: str | None = None,
         path: str | None = None,
         status: int = 500,
+        pause_s: float = 0.5,
         retry_after: str | None = None,
     ) -> None:
         """Switch a fault on besides the others (`provider_settings.Fault`), until it is used up or cleared.
 
-        ``status`` is a server_error's. ``retry_after``: RIGHT, ABSENT, or any text.
+        ``status`` is a server_error's, ``pause_s`` of what is slow. ``retry_after``: RIGHT, ABSENT, or any text.
         """
         conditions = {"next": next, "for_s": for_s, "containing": containing, "model": model, "path": path}
-        fault = {"kind": kind, "probability": probability, "status": status, "retry_after": retry_after, **conditions}
+        looks = {"status": status, "pause_s": pause_s, "retry_after": retry_after}
+        fault = {"kind": kind, "probability": probability, **looks, **conditions}
         self._ask("POST", "/control", {"add_faults": [fault]})
 
     def heal(self) -> None:

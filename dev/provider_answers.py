@@ -27,6 +27,13 @@ class Chat:
     include_usage: bool
     answer: str
     finish_reason: str
+    reckoned_answer: int | None = None  # tokens; None: as many as are used
+
+    @property
+    def counted(self) -> int:
+        """Return the tokens that limits count."""
+        used = self.usage["completion_tokens"]
+        return self.usage["prompt_tokens"] + (used if self.reckoned_answer is None else self.reckoned_answer)
 
     @functools.cached_property
     def usage(self) -> dict[str, int]:
@@ -44,6 +51,11 @@ class Embeddings:
     dimensions: int
     encoding: str
     stream: bool = False
+
+    @property
+    def counted(self) -> int:
+        """Return the tokens that limits count."""
+        return self.usage["total_tokens"]
 
     @functools.cached_property
     def usage(self) -> dict[str, int]:
@@ -68,6 +80,7 @@ def read_chat(body: dict[str, Any], settings: Settings) -> Chat:
         answer = (answer + " and more" * (length // 9 + 1))[:length]
     limit, options = openai_requests.answer_limit(body), body.get("stream_options")
     is_cut = limit is not None and tokens_of(answer) > limit
+    reckoned = (limit or settings.reckoned_answer_tokens) if settings.tokens_counted == "reckoned" else None
     return Chat(
         model,
         texts,
@@ -75,6 +88,7 @@ def read_chat(body: dict[str, Any], settings: Settings) -> Chat:
         include_usage=isinstance(options, dict) and bool(options.get("include_usage")),
         answer=answer[: limit * CHARACTERS_PER_TOKEN] if limit is not None else answer,
         finish_reason="length" if is_cut else "stop",
+        reckoned_answer=reckoned,
     )
 
 

@@ -105,6 +105,8 @@ def refusal(active: Active, asked: Chat | Embeddings, now_s: float) -> ApiError 
             error = ApiError(429, message, code="insufficient_quota", kind="insufficient_quota")
         case "unauthorized":
             error = ApiError(401, "incorrect API key provided (injected)", code="invalid_api_key")
+        case "payment_required":
+            error = ApiError(402, "insufficient credits, add more (injected)", code="insufficient_credits")
         case "unknown_model":
             error = unknown_model(asked.model, "others (injected)")
         case "invalid_input":

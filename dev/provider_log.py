@@ -18,6 +18,8 @@ class Entry:
     stream: bool = False
     inputs: int = 0  # texts to embed, or messages
     tokens: int = 0  # prompt and completion, as the answer says
+    counted: int = 0  # tokens as the limit counts them (`tokens_counted`)
+    job: str | None = None  # its Idempotency-Key header, else its X-Job-Id
     status: int | None = None  # None: no answer has begun
     fault: str | None = None
     hung_up: bool = False  # the client left before it had its answer

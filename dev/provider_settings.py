@@ -16,6 +16,7 @@ Instead = Literal[
     "quota",  # 429 insufficient_quota
     "server_error",  # ``status``: 500, 502, 503, 529 ...
     "unauthorized",  # 401
+    "payment_required",  # 402, as OpenRouter says that credits are used up
     "unknown_model",  # 404
     "invalid_input",  # 400
     "context_length",  # 400 context_length_exceeded
@@ -33,7 +34,12 @@ SpoiltChat = Literal[
     "stream_error",  # half of it, then an error object
 ]
 SpoiltVectors = Literal["vectors_missing", "vectors_extra", "vectors_short", "vectors_shuffled", "vectors_nan"]
-Kind = Literal[Instead, SpoiltChat, SpoiltVectors, "reset_midway"]  # the last: a TCP reset after half of the body
+SpoiltSending = Literal[
+    "reset_midway",  # a TCP reset after half of the body
+    "slow_headers",  # a byte every ``pause_s``, then the body at once
+    "slow_body",  # the headers at once, then a byte every ``pause_s``
+]
+Kind = Literal[Instead, SpoiltChat, SpoiltVectors, SpoiltSending]
 Path = Literal["/v1/chat/completions", "/v1/embeddings"]
 
 #: Retry-After values that no client should obey.
@@ -58,6 +64,9 @@ class Settings(BaseModel):
     limit_requests: PositiveInt | None = None  # in every `limit_window_s`
     limit_tokens: PositiveInt | None = None
     limit_window_s: PositiveFloat = 60
+    # "used": prompt and answer, as the answer will say; "reckoned": prompt and max_tokens, as OpenAI does beforehand.
+    tokens_counted: Literal["used", "reckoned"] = "used"
+    reckoned_answer_tokens: PositiveInt = 500  # "reckoned" of a chat that names no max_tokens
     models: tuple[str, ...] = ()  # none: a model of any name exists
     log_texts: bool = False  # keep the texts of requests in the log
 
@@ -81,6 +90,7 @@ class Fault(BaseModel):
     model: str | None = None
     path: Path | None = None
     status: Annotated[int, Field(ge=500, le=599)] = 500  # of a server_error
+    pause_s: PositiveFloat = 0.5  # between the bytes of what is slow
     # RIGHT, ABSENT, or any text; None: a rate_limit has a right one, a server_error none, others never.
     retry_after: Annotated[str, Field(pattern="^[!-~]([ -~]*[!-~])?$")] | None = None
 

@@ -137,6 +137,26 @@ def test_exactly_the_limit_passes(faulty: FaultyProvider) -> None:
     assert faulty.counts().limited == 3
 
 
+@pytest.mark.parametrize(
+    ("counted", "options", "cost"),
+    [
+        ("used", {}, 3 + 6),
+        ("used", {"max_tokens": 5}, 3 + 5),
+        ("used", {"max_tokens": 50}, 3 + 6),
+        ("reckoned", {}, 3 + 40),
+        ("reckoned", {"max_tokens": 5}, 3 + 5),
+        ("reckoned", {"max_completion_tokens": 50}, 3 + 50),
+        ("reckoned", {"path": EMBEDDINGS}, 2),
+    ],
+)
+def test_tokens_count_as_they_are_told_to(
+    faulty: FaultyProvider, counted: str, options: dict[str, Any], cost: int
+) -> None:
+    faulty.set(limit_tokens=3 * cost, tokens_counted=counted, reckoned_answer_tokens=40)
+    assert [ask(faulty, **options).status for _ in range(4)] == [200, 200, 200, 429]
+    assert {entry.counted for entry in faulty.log()} == {cost}
+
+
 def test_no_window_holds_more_than_the_limit(faulty: FaultyProvider) -> None:
     window_s = 0.25
     faulty.set(limit_requests=10, limit_window_s=window_s)
@@ -173,6 +193,7 @@ def test_retry_after_says_when_a_request_fits(faulty: FaultyProvider) -> None:
         ({"kind": "server_error"}, openai.InternalServerError, None),
         ({"kind": "server_error", "status": 529}, openai.InternalServerError, None),
         ({"kind": "unauthorized"}, openai.AuthenticationError, "invalid_api_key"),
+        ({"kind": "payment_required"}, openai.APIStatusError, "insufficient_credits"),
         ({"kind": "unknown_model"}, openai.NotFoundError, "model_not_found"),
         ({"kind": "invalid_input"}, openai.BadRequestError, None),
         ({"kind": "context_length"}, openai.BadRequestError, "context_length_exceeded"),
@@ -225,6 +246,31 @@ def test_resets_are_resets(client: openai.OpenAI, faulty: FaultyProvider) -> Non
         *((None, "reset"), (200, "reset_midway"), (200, "reset_midway")),
         (None, "reset"),
     ]
+
+
+@pytest.mark.parametrize("body", [{}, {"stream": True}, {"path": EMBEDDINGS, "dimensions": 4}])
+@pytest.mark.parametrize("kind", ["slow_headers", "slow_body"])
+def test_what_is_slow_is_right_in_the_end(faulty: FaultyProvider, kind: Any, body: dict[str, Any]) -> None:
+    faulty.set(chunks=1)
+    right: Any = ask(faulty, **body)
+    faulty.fault(kind, next=1, pause_s=0.0001)
+    slow: Any = ask(faulty, **body)
+    assert (slow.status, slow.text) == (200, right.text)
+    assert slow.getheader("content-type") == right.getheader("content-type")
+    assert [entry.fault for entry in faulty.log()] == [None, kind]
+
+
+def test_what_is_slow_comes_in_bytes(faulty: FaultyProvider) -> None:
+    faulty.fault("slow_headers", next=1, pause_s=60)
+    with send(faulty) as asking:
+        assert asking.recv(65536) == b"H"
+    faulty.fault("slow_body", next=1, pause_s=60)
+    with send(faulty) as asking:
+        seen = b""
+        while not seen.endswith(b"\r\n\r\n{"):
+            seen += asking.recv(65536)
+    eventually(lambda: faulty.counts().ended == 2)
+    assert [(entry.status, entry.hung_up) for entry in faulty.log()] == [(200, True)] * 2
 
 
 def test_who_hangs_up_is_seen(client: openai.OpenAI, faulty: FaultyProvider) -> None:
@@ -370,6 +416,12 @@ def test_the_log_says_what_came(faulty: FaultyProvider) -> None:
     assert (counts.requests, counts.ended, counts.answered, counts.inputs, counts.tokens) == (3, 3, 2, 3, 13)
     assert counts.paths == {CHAT: 2, EMBEDDINGS: 1}
     assert counts.statuses == {"200": 2, "400": 1}
+    connection = http.client.HTTPConnection("127.0.0.1", faulty.port, timeout=10)
+    for headers in ({"X-Job-Id": "j-1"}, {"X-Job-Id": "j-1", "Idempotency-Key": "k-1"}):
+        connection.request("POST", CHAT, json.dumps({"model": "m", "messages": HELLO}), headers)
+        connection.getresponse().read()
+    connection.close()
+    assert [entry.job for entry in faulty.log()] == [None, None, None, "j-1", "k-1"]
     faulty.forget()
     assert faulty.log() == []
     assert (faulty.counts().requests, faulty.counts().statuses) == (0, {})

@@ -9,7 +9,7 @@ import typer
 from cli.following import follow
 from cli.output import as_json, out, table
 from tasks.job import Job, status_of
-from worker import broker, overview
+from worker import breaker, broker, overview
 from worker.errors import ForebayError
 from worker.policy import effective
 from worker.policy import load as load_policy
@@ -73,13 +73,14 @@ def cancel(job_id: Annotated[str, typer.Argument(help="The job to cancel.")]) ->
 
 
 def queues(as_json_: AsJson = False) -> None:
-    """Show what is pending by priority, running and delayed, and the workers."""
+    """Show what is pending by priority, running and delayed, gates, breakers that are not closed, and the workers."""
     policy = load_policy()
     client = broker.connect()
     states, gates, holders = overview.queues(client, policy), overview.gates(client, policy), overview.workers(client)
+    troubled = breaker.breakers(client)
     if as_json_:
         shown = {"queues": [state.as_dict() for state in states], "gates": [gate.as_dict() for gate in gates]}
-        as_json({**shown, "workers": [vars(holder) for holder in holders]})
+        as_json({**shown, "breakers": [vars(each) for each in troubled], "workers": [vars(each) for each in holders]})
         return
     names = list(states[0].pending)
     table(
@@ -102,6 +103,12 @@ def queues(as_json_: AsJson = False) -> None:
     if gates:
         columns = ("gate", "level", "filled", "shut for (s)", "reason", "refusals", "waiting")
         table("Gates", columns, [_gate(gate) for gate in gates])
+    if troubled:
+        table(
+            "Breakers",
+            ("provider and model", "state", "failures", "opened in a row", "tries again in (s)"),
+            [(each.name, each.state, each.failures, each.trips, f"{each.half_opens_in_s:.1f}") for each in troubled],
+        )
     table(
         "Workers",
         ("node", "pid", "queues", "in hand", "lease left (s)"),

@@ -28,5 +28,17 @@ class Line:
             return None
         return self.ratio <= self.aim if self.is_cost else self.ratio >= self.aim
 
+    def cells(self) -> tuple[str, str, str, str, str]:
+        """Return it for people: what, measured, compared with, ratio, and the aim with whether it was met."""
+        aim = ""
+        if self.aim is not None:
+            aim = f"at {'most' if self.is_cost else 'least'} {self.aim:g}: {'met' if self.is_met else 'MISSED'}"
+        compared = f"{_figure(self.compared)} {self.unit}: {self.against}"
+        return self.what, f"{_figure(self.measured)} {self.unit}", compared, f"{self.ratio:.3g}", aim
+
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "ratio": round(self.ratio, 4), "is_met": self.is_met}
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

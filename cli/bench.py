@@ -38,6 +38,7 @@ def bench(
     cache: Annotated[bool, _part("Hits, and a stampede of equal jobs.")] = False,
     bulk: Annotated[bool, _part("One-row inserts in batches.")] = False,
     logs: Annotated[Path | None, typer.Option(help="Keep what workers and servers say in this folder.")] = None,
+    record: Annotated[bool, _part("Keep the results in bench/results.md.")] = False,
     as_json_: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Print ratios; all parts unless some are named. Exit code 1 if an aim is missed."""
@@ -45,6 +46,8 @@ def bench(
     chosen = [part for part in PARTS if given[part]] or list(PARTS)
     with _settings():
         lines = _run(chosen, logs)
+        if record:
+            import_module("bench.results").record(lines)
     _tell(lines, as_json_)
     if any(line.is_met is False for line in lines):
         raise typer.Exit(1)
@@ -101,19 +104,7 @@ def _tell(lines: list["Line"], as_json_: bool) -> None:
     if as_json_:
         as_json([line.as_dict() for line in lines])
         return
-    columns = ("part", "what", "measured", "compared with", "ratio", "aim", "")
-    table("Benchmarks", columns, (_row(line) for line in lines))
+    columns = ("part", "what", "measured", "compared with", "ratio", "aim")
+    table("Benchmarks", columns, ((line.part, *line.cells()) for line in lines))
     missed = sum(line.is_met is False for line in lines)
     out.print(f"[bold red]{missed} aims missed[/]" if missed else "[green]every aim is met[/]")
-
-
-def _row(line: "Line") -> tuple[str, ...]:
-    sign = "at most" if line.is_cost else "at least"
-    aim = "" if line.aim is None else f"{sign} {line.aim:g}"
-    met = "" if line.is_met is None else "met" if line.is_met else "MISSED"
-    compared = f"{_figure(line.compared)} {line.unit}: {line.against}"
-    return line.part, line.what, f"{_figure(line.measured)} {line.unit}", compared, f"{line.ratio:.3g}", aim, met
-
-
-def _figure(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

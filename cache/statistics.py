@@ -41,6 +41,11 @@ class Tally:
         self._guard = threading.Lock()
         self._me = f"{socket.gethostname()}:{os.getpid()}"
 
+    @property
+    def has_counts(self) -> bool:
+        """Whether there is something to flush."""
+        return bool(self._counts)
+
     def add(self, kind: str, **counts: int) -> None:
         with self._guard:
             for name, count in counts.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import inspect
+import itertools
 import json
 import logging
 import os
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 P = ParamSpec("P")
 
+#: A process that has nothing to say says so with every fifth tick.
+IDLE_TICKS = 5
 FOR_EVER_S = 10 * 366 * 86400.0
 #: Values that JSON can say.
 JSON: Codec[Any] = Codec(lambda value: json.dumps(value).encode(), json.loads)
@@ -191,9 +194,18 @@ class Process:
         remote.probe()
         for token, held in flights.held().items():
             remote.renew(token, held)
+        self._hear()
+        tally.flush(remote, memory)
+
+    def _hear(self) -> None:
+        """Hear of cleared kinds: the one thing that an idle process asks with every tick."""
+        memory, remote, _, _ = self.tiers
         for kind, generation in remote.generations(remote.settings.kinds).items():
             memory.learn(kind, generation)
-        tally.flush(remote, memory)
+
+    def _is_busy(self) -> bool:
+        _, remote, flights, tally = self.tiers
+        return remote.is_away or remote.is_full or bool(flights.held()) or tally.has_counts
 
     def leave(self) -> None:
         """Flush what was counted, at the end of the process."""
@@ -206,10 +218,15 @@ class Process:
             self.tiers.tally.leave(self.tiers.remote)
 
     def _run(self) -> None:
-        while not self._stopped.wait(self._tick_s):
+        for ticks in itertools.count(1):
+            if self._stopped.wait(self._tick_s):
+                return
             try:
                 with suppress(Away):
-                    self.tick()
+                    if ticks % IDLE_TICKS == 0 or self._is_busy():
+                        self.tick()
+                    else:
+                        self._hear()
             except Exception:
                 logger.exception("looking after the cache failed; it is tried again")
 

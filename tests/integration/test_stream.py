@@ -187,3 +187,14 @@ def test_a_late_run_writes_nothing(broker: Broker, caplog: pytest.LogCaptureFixt
     writer.text("not mine")
     assert entries(broker, "late") == before
     assert caplog.text.count("no longer streamed") == 1
+
+
+def test_the_local_model_is_streamed_and_its_refusals_are_errors(workers: Workers) -> None:
+    workers.start("chat")
+    job = enqueue.chat("Count to ten.", stream=True, max_tokens=24)
+    events = list(job.stream(timeout=60))
+    assert sum(isinstance(event, Text) for event in events) > 1
+    assert last_run(events) == job.result()["text"]
+    unknown = enqueue.chat("hello", model="no-such-model")
+    with pytest.raises(JobFailed, match="no-such-model"):
+        unknown.result(timeout=60)

@@ -5,7 +5,7 @@ from sqlalchemy import text
 
 from db import conversations, documents
 from db.engine import transaction
-from tasks import Embedding, enqueue, llm
+from tasks import Embedding, enqueue, llm, notice
 from tasks.enqueue import Options
 from tests.eventually import eventually
 from tests.workers import Workers
@@ -79,7 +79,7 @@ def test_a_chat_for_a_model_that_does_not_exist_is_dead_lettered(workers: Worker
         job.result(60)
     assert failed.value.state == "dead"
     assert job.status == "FAILURE"
-    assert [each.content for each in conversations.history("no model")] == ["hello"]
+    assert [each.content for each in conversations.history("no model")] == ["hello", notice.TEXTS["dead"]]
 
 
 def test_embedding_jobs_share_calls_and_keep_their_own_results(workers: Workers, broker: Broker) -> None:

@@ -161,7 +161,7 @@ def test_an_answer_between_failures_starts_the_count_anew(broker: Broker) -> Non
 
 
 def test_calls_go_while_redis_is_away() -> None:
-    away = Broker(redis.Redis(port=1, socket_connect_timeout=1))
+    away = Broker(redis.Redis(port=1, retry=None))
     ours = Breakers(away, POLICY)
     for _ in range(POLICY.failures + 1):
         ours.tell(ours.ask(NAME, PROBE_S), "failed")

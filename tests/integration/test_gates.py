@@ -395,7 +395,7 @@ def test_without_a_gate_and_without_redis_calls_go(broker: Broker, gated: Gate) 
     assert run.busy(1.0) is None
     import redis
 
-    nowhere = Broker(redis.Redis(port=1, socket_connect_timeout=0.1))
+    nowhere = Broker(redis.Redis(port=1, retry=None))
     run = meter(nowhere)
     run.before_call(10)
     run.unused()

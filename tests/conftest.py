@@ -17,6 +17,14 @@ from worker.keys import PERMANENT
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_configure() -> None:
+    """Set what holds for every test before any module reads it: what was read first, stays."""
+    os.environ.update(FOREBAY_LEASE_DURATION_S="2", FOREBAY_LEASE_RENEW_EVERY_S="0.5")
+    os.environ.pop("CACHE_URL", None)
+    os.environ["CACHE_ENABLED"] = "false"  # what one test asked would be known to the next
+    os.environ["COLUMNS"] = "200"  # whatever the terminal has; readline hands its width on to child processes
+
+
 @pytest.fixture(scope="session")
 def machine() -> Iterator[stack.Started]:
     """Run Valkey, PostgreSQL and the local model provider, and point this process's environment at them."""
@@ -24,9 +32,6 @@ def machine() -> Iterator[stack.Started]:
 
     def migrate(environment: Mapping[str, str]) -> None:
         os.environ.update({name: environment[name] for name in addresses.SERVICE_VARIABLES})
-        os.environ.update(FOREBAY_LEASE_DURATION_S="2", FOREBAY_LEASE_RENEW_EVERY_S="0.5")
-        os.environ.pop("CACHE_URL", None)
-        os.environ["CACHE_ENABLED"] = "false"  # what one test asked would be known to the next
         migration.upgrade()
 
     before = dict(os.environ)

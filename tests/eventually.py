@@ -7,7 +7,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def eventually(check: Callable[[], T], timeout_s: float = 30) -> T:
+def eventually(check: Callable[[], T], timeout_s: float = 60) -> T:
     """Ask until the answer is truthy and return it; fail after ``timeout_s``, or at once on a failed assertion."""
     until = time.monotonic() + timeout_s
     while True:

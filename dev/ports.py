@@ -12,6 +12,8 @@ LOOPBACK = "127.0.0.1"
 # Below the range from which kernels take ports for outgoing connections, so that a port that is free when it is
 # chosen is still free when the server binds it a second later.
 CHOICE = range(20_000, 32_000)
+# Not the module's own: two processes that seed it alike, as parallel tests do, would choose the same port.
+_CHANCE = random.SystemRandom()
 
 
 def is_free(port: int) -> bool:
@@ -27,7 +29,7 @@ def is_free(port: int) -> bool:
 
 def free_port(taken: frozenset[int] = frozenset()) -> int:
     """Return a free port that is not in `taken`; raise StackError when there is none."""
-    for port in random.sample(CHOICE, k=500):
+    for port in _CHANCE.sample(CHOICE, k=500):
         if port not in taken and is_free(port):
             return port
     raise StackError(f"no free port found between {CHOICE.start} and {CHOICE.stop} on {LOOPBACK}; close some servers")

@@ -25,6 +25,16 @@ def pytest_configure() -> None:
     os.environ["COLUMNS"] = "200"  # whatever the terminal has; readline hands its width on to child processes
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Run the whole suite in several processes, each on servers of its own, and what is named in one.
+
+    Most tests wait, for processes that start and leases that end, hence one process more than there are cores.
+    """
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    terminal_is_the_tests = config.option.capture == "no" or config.option.trace
+    return min((os.cpu_count() or 1) + 1, 4) if whole and not terminal_is_the_tests else 0
+
+
 @pytest.fixture(scope="session")
 def machine() -> Iterator[stack.Started]:
     """Run Valkey, PostgreSQL and the local model provider, and point this process's environment at them."""

@@ -83,25 +83,42 @@ def run(repo: Path, *arguments: str, python: str = sys.executable, **more: str) 
     )
 
 
-def test_the_first_use_installs_and_later_ones_do_not(repo: Path) -> None:
-    first = run(repo, "queues", "--json")
+def test_two_first_uses_at_once_install_once_and_later_ones_do_not(repo: Path) -> None:
+    started = [
+        subprocess.Popen(
+            command(repo, "queues", "--json"),
+            env=environment(repo),
+            cwd=repo.parent,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=120) for process in started]
 
-    assert first.stdout == f"{repo.parent}|['queues', '--json']|{repo}|1.0\n"
-    assert "installing its packages" in first.stderr
-    assert "installed in" in first.stderr
+    assert [process.returncode for process in started] == [0, 0]
+    assert [out for out, _ in said] == [f"{repo.parent}|['queues', '--json']|{repo}|1.0\n"] * 2
+    assert sum("installing its packages" in err and "installed in" in err for _, err in said) == 1
+    assert sum("another process is installing" in err for _, err in said) == 1
 
     shutil.rmtree(repo.parent / "wheels")  # no index any more
     (repo.parent / "cli").mkdir()  # where the user stands: not what is imported
     (repo.parent / "cli" / "__main__.py").write_text("print('wrong')")
     (repo.parent / "tiny.py").write_text("VERSION = 'wrong'")
-    second = run(repo)
-    assert (second.returncode, second.stdout, second.stderr) == (0, f"{repo.parent}|[]|{repo}|1.0\n", "")
+    later = run(repo)
+    assert (later.returncode, later.stdout, later.stderr) == (0, f"{repo.parent}|[]|{repo}|1.0\n", "")
 
 
-def test_a_changed_lock_an_unfinished_venv_and_another_kind_are_installed_anew(repo: Path) -> None:
+def test_a_changed_lock_waits_for_a_running_stack_and_is_then_installed_anew_as_is_another_kind(repo: Path) -> None:
     assert run(repo).stdout.endswith("|1.0\n")
 
     (repo / "requirements.lock").write_text(wheel(repo.parent / "wheels", "2.0"))
+    with state.held(repo / ".forebay"):
+        waits = run(repo)
+    assert waits.stdout.endswith("|1.0\n")
+    assert "the lock has changed, but a stack runs" in waits.stderr
+
     (repo / ".venv" / "forebay-stamp").unlink()  # as after a kill in the middle
     (module,) = (repo / ".venv").glob("lib/python*/site-packages/tiny.py")
     module.unlink()
@@ -110,32 +127,6 @@ def test_a_changed_lock_an_unfinished_venv_and_another_kind_are_installed_anew(r
     (repo / "requirements-production.lock").write_text(wheel(repo.parent / "wheels", "3.0"))
     activated = str(repo / ".venv" / "bin" / "python")  # removed while it runs the launcher
     assert run(repo, python=activated, FOREBAY_INSTALL="production").stdout.endswith("|3.0\n")
-
-
-def test_while_a_stack_runs_its_packages_stay(repo: Path) -> None:
-    assert run(repo).stdout.endswith("|1.0\n")
-    (repo / "requirements.lock").write_text(wheel(repo.parent / "wheels", "2.0"))
-
-    with state.held(repo / ".forebay"):
-        done = run(repo)
-
-    assert done.stdout.endswith("|1.0\n")
-    assert "the lock has changed, but a stack runs" in done.stderr
-
-
-def test_two_first_uses_at_once_install_once(repo: Path) -> None:
-    started = [
-        subprocess.Popen(
-            command(repo), env=environment(repo), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
-    ]
-    said = [process.communicate(timeout=120) for process in started]
-
-    assert [process.returncode for process in started] == [0, 0]
-    assert all(out.endswith("|1.0\n") for out, _ in said)
-    assert sum("installing its packages" in err for _, err in said) == 1
-    assert sum("another process is installing" in err for _, err in said) == 1
 
 
 def test_a_package_that_does_not_match_its_hash_is_refused_and_nothing_runs(repo: Path) -> None:

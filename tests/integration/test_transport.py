@@ -50,16 +50,16 @@ def plain_producer(machine: stack.Started, more: str, folder: Path) -> list[str]
     return said.stdout.split()
 
 
-@pytest.mark.parametrize("more", ["", "countdown=1", "priority=9", "expires=3600"])
 def test_jobs_of_a_plain_celery_producer_run(
-    machine: stack.Started, workers: Workers, broker: Broker, tmp_path: Path, more: str
+    machine: stack.Started, workers: Workers, broker: Broker, tmp_path: Path
 ) -> None:
     workers.start("embedding")
-    job_id, key = plain_producer(machine, more, tmp_path)
-    assert key == "plain"
-    record = eventually(lambda: broker.redis.hgetall(broker.keys.job(job_id)))
-    eventually(lambda: broker.redis.hget(broker.keys.job(job_id), "state") == b"succeeded")
-    assert record[b"queue"] == b"embedding"
+    for more in ("", "countdown=1", "priority=9", "expires=3600"):
+        job_id, key = plain_producer(machine, more, tmp_path)
+        assert key == "plain", more
+        record = eventually(lambda job_id=job_id: broker.redis.hgetall(broker.keys.job(job_id)))
+        eventually(lambda job_id=job_id: broker.redis.hget(broker.keys.job(job_id), "state") == b"succeeded")
+        assert record[b"queue"] == b"embedding", more
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])

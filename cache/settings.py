@@ -24,7 +24,7 @@ class Settings:
     #: A leader that gives no sign of life for so long has its flight taken over.
     lease_s: float = 5
     #: Redis is given so long for an answer; then it is left alone until it answers a ping in the background.
-    timeout_s: float = 0.5
+    timeout_s: float = 2
     #: How often flights are renewed, statistics flushed and generations read, all in the background.
     tick_s: float = 1.0
     #: Of a Redis that never evicts, values take part of the memory only while less than this share is used.

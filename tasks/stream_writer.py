@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 FLUSH_EVERY_S = 0.05
 FLUSH_BYTES = 4096
 #: A Redis that takes longer for a write costs the answer its stream.
-TIMEOUT_S = 0.5
+TIMEOUT_S = 2.0
 #: More than any answer: 20 entries a second for more than an hour, and what a model writes in one go.
 MOST_ENTRIES = 100_000
 MOST_BYTES = 16 * 1024 * 1024

@@ -162,7 +162,7 @@ def test_jobs_are_answered_from_the_cache_and_say_so(
 ) -> None:
     from tasks import enqueue
 
-    workers.start("chat", OPENAI_BASE_URL=os.environ["OPENAI_BASE_URL"])
+    workers.start("chat", OPENAI_BASE_URL=os.environ["OPENAI_BASE_URL"], CACHE_ENABLED="true")
     results = []
     for number in range(2):
         job = enqueue.chat("Hello?", conversation=f"c-{number}", temperature=0.0)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from tasks import alarm
 from worker import cancellation
 
 _current: ContextVar[Call | None] = ContextVar("call", default=None)
@@ -87,20 +88,17 @@ def limited(limit_s: float, job_id: str, silent_s: float | None = None) -> Itera
     With ``silent_s`` also when nothing of the answer has come by then.
     """
     call = Call(limit_s)
-    timers = [threading.Timer(limit_s, call.hang_up)]
+    alarms = [alarm.after(limit_s, call.hang_up)]
     if silent_s is not None:
-        timers.append(threading.Timer(silent_s, call.hang_up_in_silence))
-    for timer in timers:
-        timer.daemon = True
-        timer.start()
+        alarms.append(alarm.after(silent_s, call.hang_up_in_silence))
     before = _current.set(call)
     try:
         with cancellation.closing(job_id, call.cancel):
             yield call
     finally:
         _current.reset(before)
-        for timer in timers:
-            timer.cancel()
+        for each in alarms:
+            each.cancel()
         call.let_go()
 
 

@@ -15,14 +15,18 @@ from worker.broker import Broker
 from worker.keys import PERMANENT
 
 ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = {
+    "FOREBAY_LEASE_DURATION_S": "2",
+    "FOREBAY_LEASE_RENEW_EVERY_S": "0.5",
+    "CACHE_ENABLED": "false",  # what one test asked would be known to the next
+    "COLUMNS": "200",  # whatever the terminal has; readline hands its width on to child processes
+}
 
 
 def pytest_configure() -> None:
     """Set what holds for every test before any module reads it: what was read first, stays."""
-    os.environ.update(FOREBAY_LEASE_DURATION_S="2", FOREBAY_LEASE_RENEW_EVERY_S="0.5")
+    os.environ.update(SETTINGS)
     os.environ.pop("CACHE_URL", None)
-    os.environ["CACHE_ENABLED"] = "false"  # what one test asked would be known to the next
-    os.environ["COLUMNS"] = "200"  # whatever the terminal has; readline hands its width on to child processes
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -46,7 +50,9 @@ def machine() -> Iterator[stack.Started]:
 
     before = dict(os.environ)
     with stack.temporary_home() as home:
-        own = stack.from_environment(ROOT, stack.without_services(os.environ), home=home, durable=False)
+        # Workers get its environment over that of the test, which may have set one of these anew.
+        environ = {name: value for name, value in stack.without_services(os.environ).items() if name not in SETTINGS}
+        own = stack.from_environment(ROOT, environ, home=home, durable=False)
         with stack.started(own, migrate=migrate) as running:
             yield running
     os.environ.clear()

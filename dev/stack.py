@@ -174,6 +174,10 @@ def running_environment(root: Path, environ: Mapping[str, str] | None = None) ->
     return found.addresses if found and state.is_held(home) else {}
 
 
+#: How often ports are chosen at a start.
+PORT_TRIES = 3
+
+
 class _Session:
     """One run of a stack: what was started, in which order it stops, and the note that tells others about it."""
 
@@ -193,22 +197,7 @@ class _Session:
         stack = self._stack
         self._end_leftovers()
         entries = _selected(stack.root, processes)
-        wanted = {name: PORT_VARIABLES[name] for name in (*stack.embedded, FLOWER)}
-        chosen = ports.choose(wanted, stack.environ, stack.home / "ports.json")
-        self._addresses = addresses.of_services(stack.environ, chosen)
-        self._note_state()
-        environment = {
-            **stack.environ,
-            **self._addresses,
-            **addresses.for_python(stack.root, stack.environ),
-            "FOREBAY_HOME": str(stack.home),
-        }
-        handles: dict[str, Process] = {}
-        for name in stack.embedded:
-            command = self._server(name, chosen[name], environment)
-            self._servers.append(name)
-            handles[name] = self.processes.start(command, interrupted)
-            self._log(RUNNER, f"{name} is ready on port {chosen[name]}")
+        environment, handles = self._serve(interrupted)
         if interrupted():
             raise InterruptedStart
         if migrate is not None:
@@ -219,6 +208,46 @@ class _Session:
             command = Command(entry.name, entry.argv, environment, stack.root)
             handles[entry.name] = self.processes.start(command, interrupted)
         return Started(environment, self._addresses, handles)
+
+    def _serve(self, interrupted: Callable[[], bool]) -> tuple[dict[str, str], dict[str, Process]]:
+        """Start the servers; return the environment that names them, and their processes.
+
+        Between the choice of a port and its use another stack may take it: then all choose anew.
+        """
+        stack = self._stack
+        for tries_left in reversed(range(PORT_TRIES)):
+            chosen, environment = self._choose()
+            handles: dict[str, Process] = {}
+            try:
+                for name in stack.embedded:
+                    command = self._server(name, chosen[name], environment)
+                    self._servers.append(name)
+                    handles[name] = self.processes.start(command, interrupted)
+                    self._log(RUNNER, f"{name} is ready on port {chosen[name]}")
+            except StackError as error:
+                name = self._servers[-1] if self._servers else ""
+                if not tries_left or not name or PORT_VARIABLES[name] in stack.environ or ports.is_free(chosen[name]):
+                    raise
+                self._log(RUNNER, f"{name} found port {chosen[name]} taken, choosing others: {error}")
+                self.processes.stop(reversed(self._servers), SERVERS_STOP_WITHIN_S)
+                self._servers.clear()
+            else:
+                break
+        return environment, handles
+
+    def _choose(self) -> tuple[dict[str, int], dict[str, str]]:
+        stack = self._stack
+        wanted = {name: PORT_VARIABLES[name] for name in (*stack.embedded, FLOWER)}
+        chosen = ports.choose(wanted, stack.environ, stack.home / "ports.json")
+        self._addresses = addresses.of_services(stack.environ, chosen)
+        self._note_state()
+        environment = {
+            **stack.environ,
+            **self._addresses,
+            **addresses.for_python(stack.root, stack.environ),
+            "FOREBAY_HOME": str(stack.home),
+        }
+        return chosen, environment
 
     def watch(self, until: threading.Event) -> None:
         self.processes.watch(until)

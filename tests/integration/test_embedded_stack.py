@@ -4,6 +4,7 @@ import contextlib
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -382,6 +383,25 @@ def test_a_leftover_that_the_kernel_spared_is_ended_by_the_next_start(home: Path
         assert not is_gone(child)  # it asked for no signal at its parent's death
     with foreground(root, home):
         eventually(lambda: is_gone(child))
+
+
+def test_a_port_that_is_taken_between_its_choice_and_its_use_is_chosen_anew(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose = ports.choose
+    with contextlib.ExitStack() as open_:
+
+        def too_late(*given: Any) -> dict[str, int]:
+            chosen = choose(*given)
+            if not taken:
+                taken.append(open_.enter_context(socket.create_server((ports.LOOPBACK, chosen["postgres"]))))
+            return chosen
+
+        taken: list[socket.socket] = []
+        monkeypatch.setattr(ports, "choose", too_late)
+        with stack.started(databases(home)) as running, cursor_in(running) as cursor:
+            cursor.execute("SELECT 1")
+            assert f":{taken[0].getsockname()[1]}/" not in running.addresses["DATABASE_URL"]
 
 
 def test_processes_that_seed_chance_alike_choose_different_ports() -> None:

@@ -31,7 +31,7 @@ def run(stage: Stage) -> Iterator[Line]:
     for size, aim in SIZES.items():
         limit = CALLS * size / (CALL_S + size * TEXT_S)
         # slots beyond the provider's calls: while some wait for it, others keep what it gave
-        settings = {"FOREBAY_EMBEDDING_BATCH_MAX_JOBS": str(size), "FOREBAY_EMBEDDING_CONCURRENCY": str(CALLS)}
+        settings = {"FOREBAY_EMBEDDING_BATCH_MAX_JOBS": str(size), "FOREBAY_EMBEDDING_CONCURRENCY": str(2 * CALLS)}
         with stage.workers("embedding", 2, settings):
             _embed(stage, 4 * size)
             began = time.monotonic()

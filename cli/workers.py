@@ -11,8 +11,8 @@ import typer
 
 from cli.output import err, progress
 from worker import broker, overview
-from worker.policy import Queue
 from worker.policy import load as load_policy
+from worker.queue_policy import Queue
 
 
 def register(app: typer.Typer) -> None:

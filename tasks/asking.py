@@ -43,7 +43,7 @@ from tasks.provider_error import (
 from worker import breaker
 from worker.breaker import Breakers, Ticket
 from worker.errors import NoPermit
-from worker.policy import Breaker, Fallback
+from worker.queue_policy import Breaker, Fallback
 
 if TYPE_CHECKING:
     import openai

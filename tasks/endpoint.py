@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from tasks.call import note, watch
 from tasks.provider_error import ProviderRefusesUs
-from worker.policy import Fallback
+from worker.queue_policy import Fallback
 
 if TYPE_CHECKING:  # half a second to import: lanes that call no provider do without
     import openai

@@ -13,10 +13,10 @@ from tasks.payloads import BulkInsert, Chat, Embedding, JobPayload, check
 from worker import broker, message
 from worker.broker import Submission
 from worker.errors import JobRefused
-from worker.policy import Queue
 from worker.policy import load as load_policy
 from worker.priority import Priority
 from worker.priority import parse as parse_priority
+from worker.queue_policy import Queue
 
 #: Seconds from now, or a moment with its time zone.
 When = float | timedelta | datetime

@@ -22,7 +22,7 @@ from tasks.provider_error import (
     ProviderRejected,
 )
 from worker.breaker import Breakers
-from worker.policy import Fallback
+from worker.queue_policy import Fallback
 
 if TYPE_CHECKING:  # half a second to import: lanes that call no provider do without
     import openai

@@ -14,7 +14,7 @@ from uuid import uuid4
 from redis.exceptions import RedisError
 
 from worker.broker import Broker
-from worker.policy import Breaker as Policy
+from worker.queue_policy import Breaker as Policy
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,11 @@ from redis.exceptions import RedisError
 
 from worker.broker import Broker
 from worker.errors import NoPermit
-from worker.policy import Bucket, Gate, Policy, Queue
+from worker.gate_policy import Bucket, Gate
+from worker.policy import Policy
 from worker.policy import load as load_policy
 from worker.priority import FETCH_ORDER, Priority
+from worker.queue_policy import Queue
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Start a lane as queues.yaml declares it: the arguments of Celery's worker command."""
 
-from worker.policy import Queue
+from worker.queue_policy import Queue
 
 #: kombu.common.PREFETCH_COUNT_MAX: a larger prefetch count means no limit.
 LARGEST_PREFETCH = 0xFFFF

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from worker.policy import Retry as RetryPolicy
+from worker.queue_policy import Retry as RetryPolicy
 
 
 class Fault(Enum):

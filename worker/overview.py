@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from worker.broker import Broker
+from worker.gate_policy import Gate
 from worker.gates import RECOVERS_PER_S
-from worker.policy import Gate, Policy
+from worker.policy import Policy
 from worker.priority import FETCH_ORDER, of_step
 
 

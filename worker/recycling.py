@@ -15,7 +15,7 @@ from celery.signals import worker_ready, worker_shutting_down
 from celery.worker import state
 
 from worker import draining, lease
-from worker.policy import Queue
+from worker.queue_policy import Queue
 from worker.request import wedged
 
 logger = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from worker.broker import Broker, Delivery
 from worker.errors import BrokerUnavailable, QueueFull
 from worker.lease import Settle
 from worker.outcome import Fault
-from worker.policy import Retry as RetryPolicy
 from worker.policy import load as load_policy
+from worker.queue_policy import Retry as RetryPolicy
 from worker.task import ONCE, Again, NotHeld, NotRun
 
 logger = logging.getLogger(__name__)

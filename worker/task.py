@@ -18,9 +18,9 @@ from worker.errors import BrokerUnavailable
 from worker.gates import Charge, Meter
 from worker.message import HIDDEN
 from worker.outcome import Fault
-from worker.policy import Queue
-from worker.policy import Retry as RetryPolicy
 from worker.policy import load as load_policy
+from worker.queue_policy import Queue
+from worker.queue_policy import Retry as RetryPolicy
 
 logger = logging.getLogger(__name__)
 

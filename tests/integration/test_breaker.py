@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from worker.breaker import BreakerOpen, Breakers, Seen, Ticket, breakers
 from worker.broker import Broker
-from worker.policy import Breaker
+from worker.queue_policy import Breaker
 
 # So far apart that the time which the test itself takes decides nothing.
 POLICY = Breaker(failures=3, within_s=1000, open_s=100, open_max_s=350)

@@ -15,8 +15,8 @@ from tests.workers import Workers
 from worker import gates, message
 from worker.broker import Broker, Delivery, Fetched, Submission, Wanted
 from worker.errors import NoPermit
+from worker.gate_policy import Bucket, Gate
 from worker.gates import Charge, Meter
-from worker.policy import Bucket, Gate
 from worker.priority import Priority
 
 LEASE_S = 60.0

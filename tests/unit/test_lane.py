@@ -9,8 +9,8 @@ from kombu.common import PREFETCH_COUNT_MAX
 
 from worker import lane
 from worker.app import app
-from worker.policy import Batch, Queue
 from worker.policy import load as load_policy
+from worker.queue_policy import Batch, Queue
 
 
 def queue(pool: Any = "threads", **more: Any) -> Queue:

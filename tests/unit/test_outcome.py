@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.outcome import Dead, Fault, Retry, Snooze, decide
-from worker.policy import Retry as Policy
+from worker.queue_policy import Retry as Policy
 
 policies = st.builds(
     lambda attempts, backoff, extra, jitter: Policy(

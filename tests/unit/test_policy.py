@@ -10,7 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from worker.errors import ConfigurationError
-from worker.policy import DEFAULT_FILE, ONLY_FOR, Policy, effective, load
+from worker.policy import DEFAULT_FILE, Policy, effective, load
+from worker.queue_policy import ONLY_FOR
 from worker.queuefile import LARGEST_BYTES, MOST_FORBIDDEN
 
 ROOT = Path(__file__).resolve().parents[2]

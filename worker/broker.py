@@ -198,24 +198,23 @@ class Broker:
 
     def start_batch(self, queue: str, deliveries: Sequence[Delivery]) -> list[str]:
         """Note that the deliveries of one batch began to run; count the batch."""
-        pipeline = self._of_batch("start", deliveries)
-        self.scripts["tally"](args=[self.keys.prefix, queue, "batches"], client=pipeline)
-        return [_text(reply) for reply in pipeline.execute()[:-1]]
+        said = self._of_batch("start", deliveries)
+        self.run("tally", queue, "batches")
+        return said
 
     def confirm_batch(self, deliveries: Sequence[Delivery]) -> list[str]:
         """Do `confirm` for the deliveries of one batch."""
-        return [_text(reply) for reply in self._of_batch("confirm", deliveries).execute()]
+        return self._of_batch("confirm", deliveries)
 
     def done_batch(self, deliveries: Sequence[Delivery]) -> list[str]:
         """Do `done` for several deliveries."""
         record_s = int(load_policy().retention.record_s)
-        return [_text(reply) for reply in self._of_batch("done", deliveries, record_s).execute()]
+        return self._of_batch("done", deliveries, record_s)
 
-    def _of_batch(self, name: str, deliveries: Sequence[Delivery], *more: int) -> Any:
-        pipeline = self.redis.pipeline(transaction=False)
-        for delivery in deliveries:
-            self.scripts[name](args=[self.keys.prefix, _bytes(delivery.id), delivery.number, *more], client=pipeline)
-        return pipeline
+    def _of_batch(self, name: str, deliveries: Sequence[Delivery], *more: int) -> list[str]:
+        script, prefix = self.scripts[name], self.keys.prefix
+        calls = ((script, (), (prefix, _bytes(each.id), each.number, *more)) for each in deliveries)
+        return [_text(reply) for reply in scripts.run_all(self.redis, calls)]
 
     def done(self, delivery: Delivery) -> str:
         """Settle a delivery as succeeded."""

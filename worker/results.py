@@ -11,6 +11,8 @@ from typing import Any
 
 from celery.backends import redis
 
+from worker import scripts
+
 KEEP = """#!lua flags=allow-oom
 redis.call('SET', KEYS[1], ARGV[1])
 if tonumber(ARGV[2]) > 0 then redis.call('EXPIRE', KEYS[1], ARGV[2]) end
@@ -46,11 +48,8 @@ class RedisBackend(redis.RedisBackend):  # type: ignore[misc]
 
     def keep_all(self, batch: _Batch) -> None:
         """Keep a batch's results in one round trip."""
-        pipeline = self.client.pipeline(transaction=False)
         script = self.client.register_script(KEEP)
-        for key, value, lifetime_s in batch.kept:
-            script(keys=[key], args=[value, lifetime_s], client=pipeline)
-        pipeline.execute()
+        scripts.run_all(self.client, ((script, (key,), (value, lifetime_s)) for key, value, lifetime_s in batch.kept))
 
 
 class SentinelBackend(RedisBackend, redis.SentinelBackend):  # type: ignore[misc]

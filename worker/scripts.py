@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from worker import keys
 from worker.priority import FETCH_ORDER, STEPS
@@ -71,6 +72,28 @@ def source(name: str) -> str:
 def load(client: redis.Redis) -> dict[str, Script]:
     """Bind every script to a client. Nothing is sent: Redis is told a script when it first lacks it."""
     return {name: client.register_script(source(name)) for name in sorted(NAMES)}
+
+
+def run_all(client: redis.Redis, calls: Iterable[tuple[Script, Sequence[Any], Sequence[Any]]]) -> list[Any]:
+    """Run scripts, each with keys and arguments, in one round trip; they must be such as may be run again.
+
+    redis-py's pipeline asks with every execution whether Redis knows the scripts; this finds out when it does not.
+    """
+    from redis.exceptions import NoScriptError
+
+    wanted = list(calls)
+    for knows in (False, True):
+        pipeline = client.pipeline(transaction=False)
+        for script, named, args in wanted:
+            pipeline.evalsha(script.sha, len(named), *named, *args)
+        try:
+            return list(pipeline.execute())
+        except NoScriptError:
+            if knows:
+                raise
+            for text in {script.script for script, _, _ in wanted}:
+                client.script_load(text)
+    raise AssertionError("unreachable")
 
 
 def _flags(name: str) -> str:

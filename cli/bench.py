@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.output import as_json, err, out, progress, table
-from dev import addresses, faulty_provider, stack
+from dev import addresses, stack
 from dev.processes import Log
 
 if TYPE_CHECKING:  # it loads the policy, for which the settings have to stand
@@ -66,6 +66,8 @@ def _settings() -> Iterator[None]:
 
 def _run(parts: list[str], logs: Path | None) -> list["Line"]:
     """Start everything, measure one part after the other, stop everything."""
+    from dev import faulty_provider  # its settings take a tenth of a second to load, in every command
+
     with contextlib.ExitStack() as open_:
         home = open_.enter_context(stack.temporary_home())
         log = open_.enter_context(stack.log_to_files(logs or home / "log"))

@@ -1,15 +1,17 @@
 """Commands for the cache of models' answers: what it saved, and forgetting it."""
 
 from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress, TaskID
 
 from cli.output import as_json, err, out, progress, table
-from tasks import cached
 from worker.errors import JobRefused, nearest
 from worker.policy import load as load_policy
+
+if TYPE_CHECKING:  # every command loads this module, and few need a cache
+    from cache.store import Cache
 
 KindName = Annotated[
     str | None, typer.Option("--kind", help="This kind alone: analysis, embedding or model.", show_default=False)
@@ -31,7 +33,7 @@ def stats(kind: KindName = None, as_json_: AsJson = False) -> None:
     prices = {model: (price.prompt, price.completion) for model, price in load_policy().cache.prices.items()}
     with progress() as bars:
         task = bars.add_task("keys", total=None, note="")
-        report = cached.results().report(prices, partial(_show, bars, task))
+        report = _results().report(prices, partial(_show, bars, task))
     found = report.as_dict()
     found["kinds"] = [each for each in found["kinds"] if each["kind"] in wanted]
     found["enabled"] = load_policy().cache.enabled
@@ -63,11 +65,17 @@ def clear(
     with progress() as bars:
         for each in wanted:
             task = bars.add_task(each, total=None, note="")
-            cleared[each] = cached.results().clear(each, partial(_show, bars, task))
+            cleared[each] = _results().clear(each, partial(_show, bars, task))
     if as_json_:
         as_json(cleared)
     else:
         err.print(f"{sum(cleared.values()):,} answers forgotten")
+
+
+def _results() -> "Cache":
+    from tasks import cached
+
+    return cached.results()
 
 
 def _show(bars: Progress, task: TaskID, seen: int, total: int) -> None:
@@ -75,7 +83,7 @@ def _show(bars: Progress, task: TaskID, seen: int, total: int) -> None:
 
 
 def _kinds(kind: str | None) -> list[str]:
-    known = cached.results().settings.kinds
+    known = _results().settings.kinds
     if kind is not None and kind not in known:
         raise JobRefused("--kind", kind, f"is not known; known are {', '.join(known)}{nearest(kind, known)}")
     return [kind] if kind else known

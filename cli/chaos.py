@@ -10,7 +10,7 @@ from uuid import uuid4
 import typer
 
 from cli.output import as_json, err, out, progress, table
-from dev import addresses, faulty_provider, ports, stack, valkey
+from dev import addresses, ports, stack, valkey
 from dev.processes import Log, Process, Runner
 from worker.errors import ForebayError
 
@@ -95,6 +95,7 @@ def _settings(seconds: float, here: bool) -> Iterator[None]:
 def _run(faults: Sequence["Fault"], seconds: float, here: bool, logs: Path | None) -> list["Verdict"]:
     """Start everything, run one fault after the other, stop everything."""
     from cli.chaos_run import Run
+    from dev import faulty_provider
 
     with contextlib.ExitStack() as open_:
         home = open_.enter_context(stack.temporary_home())

@@ -29,14 +29,21 @@ def pytest_configure() -> None:
     os.environ.pop("CACHE_URL", None)
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Run the whole suite in several processes, each on servers of its own, and what is named in one.
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run folders of tests in several processes, each on servers of its own; files, -k and debuggers in this one.
 
-    Most tests wait, for processes that start and leases that end, hence one process more than there are cores.
+    Most tests wait, for processes that start and leases that end, hence one process more than there are cores. This is
+    no option in pyproject.toml: pytest would not know it with ``-p no:xdist``.
     """
-    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    terminal_is_the_tests = config.option.capture == "no" or config.option.trace
-    return min((os.cpu_count() or 1) + 1, 4) if whole and not terminal_is_the_tests else 0
+    wanted = config.option
+    if not config.pluginmanager.hasplugin("xdist") or "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    serial = wanted.keyword or wanted.collectonly or wanted.usepdb or wanted.trace or wanted.capture == "no"
+    if wanted.numprocesses is None and not serial and any(Path(name).is_dir() for name in config.args):
+        wanted.numprocesses = min((os.cpu_count() or 1) + 1, 4)
+    if wanted.numprocesses and wanted.dist == "no":
+        wanted.dist = "loadgroup"
 
 
 @pytest.fixture(scope="session")

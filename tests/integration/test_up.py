@@ -51,12 +51,17 @@ def test_up_starts_everything_and_sigterm_stops_it_in_order(outside: dict[str, s
         )
     try:
 
+        def ready() -> bool:
+            said = log.read_text(encoding="utf-8")
+            assert process.poll() is None, said
+            return said.count(" ready.") >= len(LANES)
+
         def lanes() -> bool:
-            assert process.poll() is None, log.read_text(encoding="utf-8")
             shown = forebay("queues", environment=outside)
             return bool(shown) and sorted(name for each in shown["workers"] for name in each["queues"]) == LANES
 
-        eventually(lanes, timeout_s=90)
+        eventually(ready, timeout_s=90)  # asked of the log: a command each time would take the cores from the start
+        eventually(lanes)
         job = forebay("enqueue", "chat", "Say yes.", environment=outside)
         ended = forebay("job", job["id"], "--wait", "60", environment=outside)
         assert ended["status"] == "SUCCESS"

@@ -69,8 +69,9 @@ def test_a_model_that_fails_is_followed_by_the_next_and_left_alone(
     eventually(lambda: any(each.state == "open" for each in breakers(broker)))
     eventually(lambda: notice(conversation) == "unavailable")
     cli = Cli(dict(fleet.environment))
-    assert any(each["state"] == "open" and each["trips"] for each in cli.json("queues")["breakers"])
-    assert "tries again in" in cli("queues")
+    # half open is seen now and then too: the breaker tries again twice a second
+    eventually(lambda: any(each["state"] == "open" and each["trips"] for each in cli.json("queues")["breakers"]))
+    eventually(lambda: "tries again in" in cli("queues"))
     faulty.heal()
     assert late.result(timeout=30)["model"] in ("a-model", SECOND)  # whichever was tried again first
     assert notice(conversation) is None

@@ -200,10 +200,11 @@ def _admitted(question: Question[T], endpoint: Endpoint, call: Call) -> Ticket:
     except BaseException:
         question.breakers.tell(ticket, "unknown")
         raise
-    if call.over.wait(leaves_s):  # cancelled, or out of time
+    is_too_long = leaves_s > call.left_s / 2
+    if is_too_long or call.over.wait(leaves_s):  # cancelled, or out of time
         question.meter.unused()
         question.breakers.tell(ticket, "unknown")
-        raise ProviderAway("not asked")
+        raise ProviderBusy(f"its gate lets the call leave in {leaves_s:.1f} s", leaves_s)
     return ticket
 
 

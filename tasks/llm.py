@@ -137,7 +137,7 @@ def embed(
         reply = client.embeddings.create(model=named, input=list(texts), timeout=timeout)
         vectors = [item.embedding for item in sorted(reply.data, key=lambda item: item.index)]
         _check_vectors(vectors, len(texts), reply.model or named)
-        return Vectors(vectors, reply.model, reply.usage.prompt_tokens if reply.usage else 0)
+        return Vectors(vectors, reply.model, reply.usage.prompt_tokens if reply.usage else cost)
 
     cost = sum(map(tokens.estimate, texts))
     question = Question(send, timeout_s, cost, meter=meter or Unmetered(), breakers=breakers)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tasks import llm
+from tasks.metering import Unmetered
 from tests.eventually import eventually
 from worker import cancellation
 
@@ -121,6 +122,26 @@ def test_a_job_cancelled_before_it_asks_does_not_ask(provider: Provider) -> None
         with pytest.raises(llm.Cancelled):
             llm.chat(HELLO, timeout_s=600, job_id="early")
     assert provider.asked == 0
+
+
+class Slow(Unmetered):
+    """A gate that lets a call leave only long after the job's time is over."""
+
+    def __init__(self) -> None:
+        self.put_back = 0
+
+    def before_call(self, tokens: int) -> float:
+        return 1000.0
+
+    def unused(self) -> None:
+        self.put_back += 1
+
+
+def test_a_call_that_could_not_leave_in_time_waits_in_its_queue_instead(provider: Provider) -> None:
+    gate = Slow()
+    with pytest.raises(llm.ProviderBusy) as raised:
+        llm.chat(HELLO, timeout_s=600, meter=gate)
+    assert (raised.value.retry_after_s, gate.put_back, provider.asked) == (1000.0, 1, 0)
 
 
 @pytest.mark.parametrize(

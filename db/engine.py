@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,6 +21,7 @@ Value = TypeVar("Value")
 Number = TypeVar("Number", int, float)
 # By process id: a forked child finds none of its own, and must never use or close its parent's connections.
 _engines: dict[int, Engine] = {}
+_session: ContextVar[Session | None] = ContextVar("session", default=None)
 
 
 @dataclass(frozen=True)
@@ -137,9 +139,20 @@ def close() -> None:
 
 @contextmanager
 def transaction() -> Iterator[Session]:
-    """Give a session in one transaction: committed at the end of the block, rolled back by an error."""
+    """Give a session in one transaction: committed at the end of the block, rolled back by an error.
+
+    A block within another one of the same thread joins it: several steps then cost one connection and one commit.
+    """
+    outer = _session.get()
+    if outer is not None:
+        yield outer
+        return
     with Session(engine(), expire_on_commit=False) as session, session.begin():
-        yield session
+        token = _session.set(session)
+        try:
+            yield session
+        finally:
+            _session.reset(token)
 
 
 def _make(given: Settings) -> Engine:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from db import conversations
+from db.engine import transaction
 from tasks import cached, fault, notice
 from tasks.llm import Message
 from tasks.payloads import Chat, check
@@ -49,13 +50,15 @@ def chat(self: ChatJob, **arguments: Any) -> dict[str, Any]:
     The answer of an earlier run of the same job is returned as it is.
     """
     turn, job_id = check(Chat, **arguments), self.request.id
-    _keep(job_id, turn)
-    answer = conversations.answer_of(job_id)
+    with transaction():
+        _keep(job_id, turn)
+        answer = conversations.answer_of(job_id)
+        prompt = _prompt(job_id, turn) if answer is None else []
     writer = self.writer() if turn.stream and answer is None else None
     if answer is None:
         queue, meter = load_policy().queue(Chat.queue), gates.meter()
         completion = cached.chat(
-            _prompt(job_id, turn),
+            prompt,
             timeout_s=queue.time_limit_s,
             job_id=job_id,
             model=turn.model,

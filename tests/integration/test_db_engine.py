@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy
 from sqlalchemy import text
 
-from db import engine
+from db import conversations, engine
 from db.engine import transaction
 from db.errors import Fault, fault_of
 
@@ -84,8 +84,7 @@ def test_a_full_pool_says_so_and_counts_as_away(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("DATABASE_POOL_SIZE", "1")
     monkeypatch.setenv("DATABASE_POOL_OVERFLOW", "0")
     monkeypatch.setenv("DATABASE_POOL_TIMEOUT_S", "0.01")
-    with transaction() as holder:
-        holder.execute(text("SELECT 1"))
+    with engine.engine().connect():
         with pytest.raises(sqlalchemy.exc.TimeoutError, match="size 1 overflow 0") as raised:
             backend()
     assert fault_of(raised.value) is Fault.AWAY
@@ -156,3 +155,21 @@ def test_a_forked_child_has_connections_of_its_own() -> None:
     assert child.exitcode == 0
     assert first == second != before
     assert backend() == before  # the child's end has not closed what is the parent's
+
+
+def test_a_transaction_within_another_joins_it(database: None) -> None:
+    def broken_off() -> None:
+        with transaction() as outer:
+            with transaction() as inner:
+                assert inner is outer
+            conversations.store_user_message("joined", "c-joined", "hello")
+            assert len(conversations.history("c-joined")) == 1
+            raise RuntimeError("rolls back both")
+
+    with pytest.raises(RuntimeError):
+        broken_off()
+    assert conversations.history("c-joined") == []
+    with transaction() as first:
+        pass
+    with transaction() as second:
+        assert second is not first

@@ -7,6 +7,7 @@ other task.
 """
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,9 @@ from celery import current_app
 from celery.app.trace import fast_trace_task, trace_task_ret
 from celery.concurrency import prefork, thread
 from celery.worker.strategy import default
+from redis.exceptions import ConnectionError as NotConnected
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as NoAnswer
 
 from worker import children, gates, gathering, results
 from worker.broker import Broker, Delivery
@@ -28,6 +31,8 @@ from worker.task import BodyFailed, Job
 
 logger = logging.getLogger(__name__)
 
+#: How long a batch waits, twice, before it asks again whether it is to run; then all of its jobs wait in their queue.
+START_PAUSES_S = (0.1, 0.5)
 #: What a batch says about one of its jobs: a value, or the error that the job is to raise.
 Answer = Any
 #: What Celery's tracer returns: whether it failed, the value as text or the error, the seconds it took.
@@ -235,8 +240,14 @@ def answers(task: BatchJob, jobs: Sequence[tuple[str, dict[str, Any]]]) -> list[
 
 
 def _started(task: BatchJob, records: Broker, batch: list[Carried]) -> list[str]:
-    """Begin the batch in its jobs' records; return what is said of each."""
-    return records.start_batch(task.lane.name if task.lane else "", [each.delivery for each in batch])
+    """Begin the batch in its jobs' records; return what is said of each. A connection that was cut is replaced."""
+    queue, deliveries = task.lane.name if task.lane else "", [each.delivery for each in batch]
+    for pause_s in START_PAUSES_S:
+        try:
+            return records.start_batch(queue, deliveries)
+        except (NotConnected, NoAnswer):
+            time.sleep(pause_s)
+    return records.start_batch(queue, deliveries)
 
 
 def _held(records: Broker, running: list[Carried]) -> list[str]:

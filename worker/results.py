@@ -66,7 +66,7 @@ def together(backend: Any, job_ids: Sequence[str]) -> Iterator[None]:
         yield
         return
     keys = [backend.get_key_for_task(job_id) for job_id in job_ids]
-    batch = _Batch(dict(zip(keys, backend.mget(keys), strict=True)))
+    batch = _Batch(dict(zip(keys, backend.ensure(backend.mget, (keys,)), strict=True)))
     token = _batch.set(batch)
     try:
         yield

@@ -161,8 +161,8 @@ class Flight:
 
 
 def _run_in_thread(task: BatchJob, carried: list[Carried], flight: Flight) -> None:
-    flight.began()
     try:
+        flight.began()
         flight.settle(work(task, carried))
     except BaseException as error:  # whatever it is, no job of the batch may be left without an end
         for request in flight.batch:

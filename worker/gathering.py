@@ -41,19 +41,26 @@ class Gatherer:
             self._room -= 1
             self._waiting.append(self._arriving)
             self._arriving = []
-            self._send_off()
+        self._send_off()
 
     def ended(self) -> None:
         """Note that a batch has ended: its slot is free."""
         with self._guard:
             self._free += 1
             self._room += 1
-            self._send_off()
+        self._send_off()
 
     def _send_off(self) -> None:
-        while self._free and self._waiting:
+        """Send what there are slots for; not under the guard, for a batch that nobody wants any more ends at once."""
+        while (batch := self._next()) is not None:
+            self._send(batch)
+
+    def _next(self) -> list[Any] | None:
+        with self._guard:
+            if not (self._free and self._waiting):
+                return None
             self._free -= 1
-            self._send(self._waiting.pop(0))
+            return self._waiting.pop(0)
 
 
 #: Queue -> its gatherer in this process.

@@ -1,13 +1,15 @@
-"""Batches of a lane on prefork: many small jobs become one COPY, and each keeps its own end."""
+"""Batches: many small jobs become one COPY, each keeps its own end, and none of them costs its worker a slot."""
 
 import psutil
 from sqlalchemy import text
 
 from db.engine import transaction
+from dev.faulty_provider import FaultyProvider
 from tasks import Job, enqueue
 from tasks.payloads import BulkInsert
 from tests.eventually import eventually
 from tests.workers import Workers
+from worker.app import app
 from worker.broker import Broker
 
 COLUMNS = ["codepoint", "name"]
@@ -65,3 +67,17 @@ def test_a_cancelled_job_of_a_batch_is_not_run_and_the_others_are(workers: Worke
     eventually(lambda: [job.status for job in jobs] == ["SUCCESS", "REVOKED", "SUCCESS"])
     assert stored() == 2
     eventually(lambda: counted(broker, "cancelled") == 1)
+
+
+def test_a_batch_that_is_revoked_while_it_waits_for_a_slot_holds_up_nothing(
+    workers: Workers, faulty: FaultyProvider
+) -> None:
+    one_by_one = {"FOREBAY_EMBEDDING_BATCH_MAX_JOBS": "1", "FOREBAY_EMBEDDING_CONCURRENCY": "1"}
+    workers.start("embedding", OPENAI_BASE_URL=faulty.base_url, **one_by_one)
+    faulty.set(embedding_s=4)
+    runs, waits = enqueue.embedding("it runs"), enqueue.embedding("it waits")
+    eventually(lambda: (runs.record()["state"], waits.record()["state"]) == ("started", "leased"))
+    eventually(lambda: app.control.revoke(waits.id, reply=True))  # by Celery's own remote control
+    faulty.set(embedding_s=0)
+    eventually(lambda: waits.status == "REVOKED")
+    assert enqueue.embedding("the next").result(timeout=30)

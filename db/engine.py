@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import sqlalchemy
-from sqlalchemy import URL, Engine
+from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.orm import Session
 
 from db.errors import SettingError
+from db.pool import NamedPool, PoolState
 
 _SCHEMES = {"postgresql", "postgresql+psycopg2"}
 _MAX_INT32 = 2**31 - 1
@@ -26,9 +27,15 @@ _session: ContextVar[Session | None] = ContextVar("session", default=None)
 
 @dataclass(frozen=True)
 class Settings:
-    """How to reach the database, from the environment."""
+    """How to reach the database, from the environment.
+
+    With `pgbouncer` the URL leads to a PgBouncer in transaction mode. `direct_url` leads past it to the server, for
+    migrations, which hold a lock of their session; without one it is `url`.
+    """
 
     url: URL
+    direct_url: URL | None
+    pgbouncer: bool
     pool_size: int
     pool_overflow: int
     pool_recycle_s: int
@@ -67,16 +74,20 @@ def settings(environment: Mapping[str, str] = os.environ) -> Settings:
         allowed = f"a number of seconds from {least:g}"
         return read(name, default, lambda given: _within(float(given), least), allowed)
 
-    def switch(name: str) -> bool:
-        return read(name, True, _truth, "true or false")
+    def switch(name: str, default: bool = True) -> bool:
+        return read(name, default, _truth, "true or false")
 
-    url: URL | None = None
-    try:
-        url = _url(environment.get("DATABASE_URL", ""))
-    except SettingError as error:
-        faults.append(str(error))
+    def address(name: str) -> URL | None:
+        try:
+            return _url(name, environment.get(name, ""))
+        except SettingError as error:
+            faults.append(str(error))
+            return None
+
     found = Settings(
-        url=url or URL.create("postgresql+psycopg2"),
+        url=address("DATABASE_URL") or URL.create("postgresql+psycopg2"),
+        direct_url=address("DATABASE_DIRECT_URL") if environment.get("DATABASE_DIRECT_URL", "").strip() else None,
+        pgbouncer=switch("DATABASE_PGBOUNCER", False),
         pool_size=whole("DATABASE_POOL_SIZE", 10, 1),
         pool_overflow=whole("DATABASE_POOL_OVERFLOW", 20, 0),
         pool_recycle_s=whole("DATABASE_POOL_RECYCLE_S", 3600, 1),
@@ -107,10 +118,11 @@ def connect_arguments(given: Settings) -> dict[str, str | int]:
     in_url = given.url.query
     arguments = {name: value for name, value in wanted.items() if name not in in_url}
     # Options of the URL come last, because the server lets the last one win. Zero means no limit.
-    own = f"-c statement_timeout={round(given.statement_timeout_s * 1000)}"
+    # PgBouncer refuses options, or drops them: there each transaction sets its own limit.
+    own = [] if given.pgbouncer else [f"-c statement_timeout={_milliseconds(given.statement_timeout_s)}"]
     options = in_url.get("options", "")
-    arguments["options"] = " ".join([own, *([options] if isinstance(options, str) else options)]).strip()
-    return arguments
+    found = " ".join([*own, *([options] if isinstance(options, str) else options)]).strip()
+    return arguments | ({"options": found} if found else {})
 
 
 def engine() -> Engine:
@@ -128,6 +140,13 @@ def engine() -> Engine:
         # Threads may race to this line: the loser's engine has no connection yet and is dropped.
         found = _engines.setdefault(process, _make(settings()))
     return found
+
+
+def pool_state() -> PoolState:
+    """Return how many of this process's connections are in use and idle, of how many. Opens none. Raises SettingError."""
+    pool = engine().pool
+    assert isinstance(pool, NamedPool)
+    return pool.state()
 
 
 def close() -> None:
@@ -156,8 +175,9 @@ def transaction() -> Iterator[Session]:
 
 
 def _make(given: Settings) -> Engine:
-    return sqlalchemy.create_engine(
+    made = sqlalchemy.create_engine(
         given.url,
+        poolclass=NamedPool,
         pool_size=given.pool_size,
         max_overflow=given.pool_overflow,
         pool_recycle=given.pool_recycle_s,
@@ -167,21 +187,33 @@ def _make(given: Settings) -> Engine:
         connect_args=connect_arguments(given),
         hide_parameters=True,  # else prompts and rows would be in every error's text, and so in logs
     )
+    if given.pgbouncer:
+        limit = f"SET LOCAL statement_timeout = {_milliseconds(given.statement_timeout_s)}"
+
+        def set_limit(connection: Connection) -> None:
+            connection.exec_driver_sql(limit)
+
+        event.listen(made, "begin", set_limit)
+    return made
 
 
-def _url(given: str) -> URL:
-    """Parse DATABASE_URL. No message repeats it: it holds a password."""
+def _url(name: str, given: str) -> URL:
+    """Parse a database's URL. No message repeats it: it holds a password."""
     remedy = "set it to postgresql://user:password@host:port/database"
     if not given.strip():
-        raise SettingError(f"DATABASE_URL is not set: {remedy}")
+        raise SettingError(f"{name} is not set: {remedy}")
     try:
         url = sqlalchemy.make_url(given.strip())
     except (sqlalchemy.exc.ArgumentError, ValueError):
-        raise SettingError(f"DATABASE_URL is not a URL: {remedy}") from None
+        raise SettingError(f"{name} is not a URL: {remedy}") from None
     if url.drivername not in _SCHEMES:
         schemes = " or ".join(sorted(_SCHEMES))
-        raise SettingError(f"DATABASE_URL starts with {url.drivername!r}, allowed is {schemes}: {remedy}")
+        raise SettingError(f"{name} starts with {url.drivername!r}, allowed is {schemes}: {remedy}")
     return url.set(drivername="postgresql+psycopg2")
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
 
 
 def _within(number: Number, least: Number) -> Number:

@@ -19,6 +19,10 @@ class SettingError(StoreError):
     """An environment variable is missing or has a value that is not allowed."""
 
 
+class PoolFullError(StoreError, sqlalchemy.exc.TimeoutError):
+    """All connections of this process are in use."""
+
+
 class TableError(StoreError):
     """A table or one of its columns is not there, or may not be written in bulk."""
 
@@ -118,6 +122,8 @@ def fault_of(error: BaseException) -> Fault:
     match error:
         case SettingError() | MigrationError():
             return Fault.UNKNOWN
+        case PoolFullError():
+            return Fault.AWAY
         case StoreError():
             return Fault.INPUT
         case sqlalchemy.exc.TimeoutError() | sqlalchemy.exc.DBAPIError(connection_invalidated=True):

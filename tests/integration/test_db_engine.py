@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from multiprocessing.connection import Connection
 
 import pytest
@@ -13,7 +16,8 @@ from sqlalchemy import text
 
 from db import conversations, engine
 from db.engine import transaction
-from db.errors import Fault, fault_of
+from db.errors import Fault, PoolFullError, fault_of
+from db.pool import PoolState
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -85,9 +89,54 @@ def test_a_full_pool_says_so_and_counts_as_away(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("DATABASE_POOL_OVERFLOW", "0")
     monkeypatch.setenv("DATABASE_POOL_TIMEOUT_S", "0.01")
     with engine.engine().connect():
-        with pytest.raises(sqlalchemy.exc.TimeoutError, match="size 1 overflow 0") as raised:
+        with pytest.raises(PoolFullError, match="all 1 database connections") as raised:
             backend()
     assert fault_of(raised.value) is Fault.AWAY
+
+
+def test_thirty_hold_and_the_next_is_told_which_settings_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_POOL_TIMEOUT_S", "0.01")
+    with ExitStack() as holders:
+        for _ in range(30):
+            holders.enter_context(transaction()).execute(text("SELECT 1"))
+        assert engine.pool_state() == PoolState(in_use=30, idle=0, limit=30)
+        assert engine.pool_state().is_exhausted
+        wanted = r"all 30 .* within 0.01 s: raise DATABASE_POOL_SIZE=10 or DATABASE_POOL_OVERFLOW=20.*POOL_TIMEOUT_S"
+        with pytest.raises(PoolFullError, match=wanted):
+            backend()
+    assert engine.pool_state() == PoolState(in_use=0, idle=10, limit=30)
+    assert backend() > 0
+
+
+def test_a_hundred_users_share_thirty_connections() -> None:
+    most, users = threading.Semaphore(30), threading.Barrier(100)
+    crowded: list[int] = []
+
+    def use(_: int) -> int:
+        users.wait(30)
+        with transaction() as session:
+            found = int(session.scalar(text("SELECT pg_backend_pid()")) or 0)
+            assert most.acquire(blocking=False), "more than thirty connections at once"
+            crowded.append(engine.pool_state().in_use)
+            session.execute(text("SELECT pg_sleep(0.02)"))  # so that all thirty are wanted at once
+            most.release()
+        return found
+
+    with ThreadPoolExecutor(100) as threads:
+        backends = list(threads.map(use, range(100)))
+    assert len(backends) == 100
+    assert 10 < max(crowded) <= 30
+    assert engine.pool_state() == PoolState(in_use=0, idle=10, limit=30)
+
+
+def test_behind_pgbouncer_each_transaction_sets_its_limit_and_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_STATEMENT_TIMEOUT_S", "7.5")
+    monkeypatch.setenv("DATABASE_PGBOUNCER", "true")
+    with transaction() as session:
+        assert session.scalar(text("SHOW statement_timeout")) == "7500ms"
+    with engine.engine().connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("COMMIT")  # whatever a session would keep is still there
+        assert connection.exec_driver_sql("SHOW statement_timeout").scalar() == "0"
 
 
 def test_a_connection_lost_while_idle_is_replaced() -> None:

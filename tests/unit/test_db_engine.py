@@ -77,3 +77,16 @@ def test_the_url_has_the_last_word_on_its_connection() -> None:
     arguments = engine.connect_arguments(engine.settings({"DATABASE_URL": url}))
     assert "connect_timeout" not in arguments
     assert arguments["options"] == "-c statement_timeout=30000 -csearch_path=there"
+
+
+def test_pgbouncer_is_sent_no_options_but_those_of_the_url() -> None:
+    given = {"DATABASE_URL": URL, "DATABASE_PGBOUNCER": "true"}
+    assert "options" not in engine.connect_arguments(engine.settings(given))
+    named = engine.settings(given | {"DATABASE_URL": f"{URL}?options=-csearch_path%3Dthere"})
+    assert engine.connect_arguments(named)["options"] == "-csearch_path=there"
+
+
+def test_a_wrong_direct_url_is_named() -> None:
+    with pytest.raises(SettingError, match="DATABASE_DIRECT_URL starts with 'mysql'"):
+        engine.settings({"DATABASE_URL": URL, "DATABASE_DIRECT_URL": "mysql://u@h/d"})
+    assert engine.settings({"DATABASE_URL": URL}).direct_url is None

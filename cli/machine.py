@@ -46,18 +46,37 @@ def env(as_json_: Annotated[bool, typer.Option("--json", help="Print JSON for pr
 
 def migrate(
     check: Annotated[
-        bool, typer.Option("--check", help="Change nothing; exit code 1 if migrations are pending.")
+        bool,
+        typer.Option("--check", help="Change nothing; exit code 1 if the schema is not what the models say."),
     ] = False,
+    down: Annotated[
+        str | None, typer.Option(metavar="REVISION", help="Take back what came after it: 0003, -1, or base for all.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before something is taken back.")] = False,
 ) -> None:
-    """Bring the database's schema up to date. Several processes may call it at once."""
+    """Bring the database's schema up to date. Several processes may call it at once: one works, the others wait."""
     from db import migration
 
-    pending = migration.pending()
     if check:
-        out.print(f"{len(pending)} migrations pending" if pending else "the schema is up to date")
-        raise typer.Exit(1 if pending else 0)
-    migration.upgrade()
-    out.print(f"applied {len(pending)} migrations" if pending else "the schema was up to date")
+        found = [f"migration {name} is pending" for name in migration.pending()]
+        found = found or [f"no migration for: {difference}" for difference in migration.differences()]
+        for line in found or ["the schema is up to date"]:
+            out.print(line, markup=False, soft_wrap=True)
+        raise typer.Exit(1 if found else 0)
+    if down is None:
+        applied = migration.upgrade(say=_say)
+        out.print(
+            f"applied {len(applied)} migrations: {', '.join(applied)}" if applied else "the schema was up to date"
+        )
+        return
+    if not yes:
+        typer.confirm(f"Take back what came after {down}, and with it what its tables and columns hold?", abort=True)
+    taken = migration.downgrade(down, say=_say)
+    out.print(f"took back {len(taken)} migrations: {', '.join(taken)}" if taken else "nothing was to be taken back")
+
+
+def _say(line: str) -> None:
+    err.print(line, markup=False, soft_wrap=True)
 
 
 def upgrade(environment: Mapping[str, str]) -> None:

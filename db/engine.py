@@ -44,6 +44,7 @@ class Settings:
     pool_lifo: bool
     connect_timeout_s: int
     statement_timeout_s: float
+    lock_timeout_s: float  # of migrations alone
     keepalives_idle_s: int
     keepalives_interval_s: int
     keepalives_count: int
@@ -96,6 +97,7 @@ def settings(environment: Mapping[str, str] = os.environ) -> Settings:
         pool_lifo=switch("DATABASE_POOL_LIFO"),
         connect_timeout_s=whole("DATABASE_CONNECT_TIMEOUT_S", 10, 1),
         statement_timeout_s=seconds("DATABASE_STATEMENT_TIMEOUT_S", 30.0, 0.0),
+        lock_timeout_s=seconds("DATABASE_LOCK_TIMEOUT_S", 5.0, 0.001),
         keepalives_idle_s=whole("DATABASE_KEEPALIVES_IDLE_S", 30, 1),
         keepalives_interval_s=whole("DATABASE_KEEPALIVES_INTERVAL_S", 10, 1),
         keepalives_count=whole("DATABASE_KEEPALIVES_COUNT", 5, 1),

@@ -20,7 +20,7 @@ from sqlalchemy import (
     UniqueConstraint,
     func,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -37,6 +37,15 @@ class Base(DeclarativeBase):
         }
     )
     type_annotation_map = {str: Text, datetime: DateTime(timezone=True), dict[str, Any]: JSONB}
+
+
+#: Names of indexes that are made on demand, and that no model has.
+ON_DEMAND = "ix_documents_nearest_"
+
+
+def is_ours(_: object, name: str | None, kind: str, reflected: bool, other: object) -> bool:
+    """Tell alembic whether the models answer for an object."""
+    return not (kind == "index" and reflected and other is None and (name or "").startswith(ON_DEMAND))
 
 
 class Conversation(Base):
@@ -70,6 +79,10 @@ class Message(Base):
     details: Mapped[dict[str, object] | None] = mapped_column(JSONB)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     notice: Mapped[str | None]
+    # A tsvector holds a megabyte at most; so much of a text always fits. Deferred: no reader of messages wants it.
+    search: Mapped[str] = mapped_column(
+        TSVECTOR, Computed("to_tsvector('english'::regconfig, left(content, 100000))", persisted=True), deferred=True
+    )
 
     __table_args__ = (
         CheckConstraint("role IN ('system', 'user', 'assistant', 'tool')", name="role"),
@@ -78,6 +91,10 @@ class Message(Base):
     )
 
 
+# A user's conversations, the newest first.
+Index("ix_conversations_user", Conversation.user_id, Conversation.created_at.desc(), Conversation.id.desc())
+# The words of messages, of all users: an index by user as well would need a copy of the user in every message.
+Index("ix_messages_search", Message.search, postgresql_using="gin")
 # A conversation's latest messages, and any page before them, come straight off this index.
 Index("ix_messages_history", Message.conversation_id, Message.created_at.desc(), Message.id.desc())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import uuid
 from collections.abc import Iterator
@@ -10,11 +11,14 @@ import pytest
 import sqlalchemy
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import Column, Integer, Table, inspect, text
+from typer.testing import CliRunner
 
+from cli.app import app
 from db import engine, migration
 from db.errors import MigrationError
 from db.models import Base
+from tests.eventually import eventually
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -69,6 +73,35 @@ def test_models_and_migrations_agree() -> None:
     with engine.engine().connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_server_default": True})
         assert compare_metadata(context, Base.metadata) == []
+    assert migration.differences() == []
+
+
+def test_a_model_without_its_migration_is_found() -> None:
+    migration.upgrade()
+    Table("things_without_a_migration", Base.metadata, Column("id", Integer, primary_key=True))
+    extra = Column("mood", Integer)
+    Base.metadata.tables["receipts"].append_column(extra)
+    try:
+        assert [line.split()[0] for line in migration.differences()] == ["add_table", "add_column"]
+        done = CliRunner().invoke(app, ["migrate", "--check"])
+    finally:
+        Base.metadata.remove(Base.metadata.tables["things_without_a_migration"])
+        Base.metadata.tables["receipts"]._columns.remove(extra)
+    assert (done.exit_code, "no migration for: add_column receipts" in done.output) == (1, True)
+    assert CliRunner().invoke(app, ["migrate", "--check"]).exit_code == 0
+
+
+def test_the_command_goes_down_after_a_yes_and_up_again() -> None:
+    migration.upgrade()
+    newest = migration.current()
+    asked = CliRunner().invoke(app, ["migrate", "--down", "0002"], input="n\n")
+    assert (asked.exit_code, migration.current()) == (1, newest)
+    done = CliRunner().invoke(app, ["migrate", "--down", "0002", "--yes"])
+    assert (done.exit_code, migration.current()) == (0, "0002")
+    assert done.output.startswith("took back") and "0004, 0003" in done.output
+    waiting = CliRunner().invoke(app, ["migrate", "--check"])
+    assert (waiting.exit_code, "migration 0003 is pending" in waiting.output) == (1, True)
+    assert "0003, 0004" in CliRunner().invoke(app, ["migrate"]).output
 
 
 def constraints() -> dict[str, list[str]]:
@@ -113,11 +146,17 @@ def test_several_at_once_apply_each_revision_once() -> None:
     assert applied == waiting
 
 
-def test_one_that_waits_too_long_gives_up() -> None:
+def test_one_that_waits_says_for_whom_and_gives_up_in_the_end() -> None:
+    said: list[str] = []
     with engine.engine().connect() as holder:
         holder.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": migration._LOCK_KEY})
-        with pytest.raises(MigrationError, match="another process has been migrating"):
+        whose = f"server process {holder.scalar(text('SELECT pg_backend_pid()'))} forebay"
+        with pytest.raises(MigrationError, match=rf"another process has been migrating.*\({whose}.*: wait for it"):
             migration.upgrade(lock_timeout_s=0)
+        with pytest.raises(MigrationError, match="another process"):
+            migration.upgrade(lock_timeout_s=0.2, say=said.append)
+    assert len(said) == 1
+    assert said[0].startswith(f"waiting up to 0.2 s: another process migrates this database ({whose}")
     assert migration.upgrade() != []
 
 
@@ -135,3 +174,88 @@ def test_an_unknown_revision_is_refused() -> None:
     migration.upgrade()
     with pytest.raises(MigrationError, match="yesterday"):
         migration.downgrade("yesterday")
+
+
+def execute(statement: str, **given: object) -> None:
+    with engine.transaction() as session:
+        session.execute(text(statement), given)
+
+
+def value(query: str) -> object:
+    with engine.engine().connect() as connection:
+        return connection.scalar(text(query))
+
+
+def indexes() -> dict[str, bool]:
+    """Return which indexes there are, and whether each may be used."""
+    query = "SELECT indexrelid::regclass::text, indisvalid FROM pg_index JOIN pg_class c ON c.oid = indexrelid"
+    with engine.engine().connect() as connection:
+        return {name: valid for name, valid in connection.execute(text(f"{query} WHERE c.relname LIKE 'ix_%'"))}
+
+
+def test_data_survives_the_way_up_and_down() -> None:
+    migration.upgrade("0002")
+    execute("INSERT INTO conversations (id, user_id) VALUES ('c', 'ada')")
+    execute("INSERT INTO messages (conversation_id, role, content, job_id) VALUES ('c', 'user', 'Running late', 'j')")
+    execute("INSERT INTO documents (key, content, embedding, model) VALUES ('k', 'text', '[1,0]', 'm')")
+    migration.upgrade()
+    found = "SELECT content FROM messages WHERE search @@ websearch_to_tsquery('english', 'run')"
+    assert value(found) == "Running late"
+    migration.downgrade("0002")
+    assert "search" not in {column["name"] for column in inspect(engine.engine()).get_columns("messages")}
+    assert value("SELECT content || job_id FROM messages") == "Running latej"
+    assert value("SELECT key || embedding FROM documents") == "k[1,0]"
+    migration.upgrade()
+    assert value(found) == "Running late"
+
+
+def test_an_index_whose_build_was_interrupted_is_built_again() -> None:
+    migration.upgrade("0003")
+    interrupted: list[MigrationError] = []
+
+    def build() -> None:
+        try:
+            migration.upgrade("0004")
+        except MigrationError as error:
+            interrupted.append(error)
+
+    with engine.engine().connect() as older:  # the build waits for a transaction that writes to the table
+        older.execute(text("INSERT INTO conversations (id) VALUES ('c')"))
+        builder = threading.Thread(target=build)
+        builder.start()
+        eventually(lambda: indexes().get("ix_conversations_user") is False)
+        running = "FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX%' AND datname = current_database()"
+        eventually(lambda: value(f"SELECT bool_or(pg_terminate_backend(pid)) {running}"))
+        builder.join(30)
+    assert [str(error).startswith("the migration broke off (") for error in interrupted] == [True]
+    assert (indexes()["ix_conversations_user"], migration.current()) == (False, "0003")
+    assert migration.upgrade("0004") == ["0004"]
+    assert indexes()["ix_conversations_user"] is True
+    assert indexes()["ix_messages_search"] is True
+
+
+def test_an_index_that_stands_already_is_not_built_again() -> None:
+    migration.upgrade("0003")
+    execute("CREATE INDEX ix_messages_search ON messages USING gin (search)")
+    before = value("SELECT 'ix_messages_search'::regclass::oid")
+    migration.upgrade("0004")
+    assert value("SELECT 'ix_messages_search'::regclass::oid") == before
+
+
+def test_a_table_that_others_hold_is_given_up_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    migration.upgrade("0002")
+    monkeypatch.setenv("DATABASE_LOCK_TIMEOUT_S", "0.05")
+    with engine.transaction() as session:
+        session.execute(text("LOCK TABLE messages IN ACCESS SHARE MODE"))
+        with pytest.raises(MigrationError, match=r"DATABASE_LOCK_TIMEOUT_S=0.05; the revision .* was not applied"):
+            migration.upgrade("0003")
+    assert migration.current() == "0002"
+    assert migration.upgrade("0003") == ["0003"]
+
+
+def test_a_migration_does_not_go_through_pgbouncer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_PGBOUNCER", "true")
+    with pytest.raises(MigrationError, match="set DATABASE_DIRECT_URL"):
+        migration.upgrade()
+    monkeypatch.setenv("DATABASE_DIRECT_URL", os.environ["DATABASE_URL"])
+    assert migration.upgrade("0001") == ["0001"]

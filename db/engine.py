@@ -145,7 +145,7 @@ def engine() -> Engine:
 
 
 def pool_state() -> PoolState:
-    """Return how many of this process's connections are in use and idle, of how many. Opens none. Raises SettingError."""
+    """Return what this process's connections are doing, without opening one. Raises SettingError."""
     pool = engine().pool
     assert isinstance(pool, NamedPool)
     return pool.state()

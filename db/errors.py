@@ -39,6 +39,14 @@ class ConversationError(StoreError):
     """A conversation was asked for something that it does not hold."""
 
 
+class UnknownConversationError(ConversationError):
+    """A user has no conversation of this id."""
+
+
+class PageError(StoreError):
+    """A page was asked for that is too large, or that begins at a place that is none."""
+
+
 class MigrationError(StoreError):
     """The schema could not be changed, or is of a revision that this code does not know."""
 
@@ -122,9 +130,7 @@ def fault_of(error: BaseException) -> Fault:
     match error:
         case SettingError() | MigrationError():
             return Fault.UNKNOWN
-        case PoolFullError():
-            return Fault.AWAY
-        case StoreError():
+        case StoreError() if not isinstance(error, PoolFullError):
             return Fault.INPUT
         case sqlalchemy.exc.TimeoutError() | sqlalchemy.exc.DBAPIError(connection_invalidated=True):
             return Fault.AWAY

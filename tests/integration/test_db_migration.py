@@ -98,7 +98,8 @@ def test_the_command_goes_down_after_a_yes_and_up_again() -> None:
     assert (asked.exit_code, migration.current()) == (1, newest)
     done = CliRunner().invoke(app, ["migrate", "--down", "0002", "--yes"])
     assert (done.exit_code, migration.current()) == (0, "0002")
-    assert done.output.startswith("took back") and "0004, 0003" in done.output
+    assert done.output.startswith("took back")
+    assert "0004, 0003" in done.output
     waiting = CliRunner().invoke(app, ["migrate", "--check"])
     assert (waiting.exit_code, "migration 0003 is pending" in waiting.output) == (1, True)
     assert "0003, 0004" in CliRunner().invoke(app, ["migrate"]).output
@@ -190,7 +191,7 @@ def indexes() -> dict[str, bool]:
     """Return which indexes there are, and whether each may be used."""
     query = "SELECT indexrelid::regclass::text, indisvalid FROM pg_index JOIN pg_class c ON c.oid = indexrelid"
     with engine.engine().connect() as connection:
-        return {name: valid for name, valid in connection.execute(text(f"{query} WHERE c.relname LIKE 'ix_%'"))}
+        return dict(connection.execute(text(f"{query} WHERE c.relname LIKE 'ix_%'")).tuples().all())
 
 
 def test_data_survives_the_way_up_and_down() -> None:

@@ -216,14 +216,14 @@ class _Show:
 
     def _ask(self, bars: Progress) -> None:
         """Answer questions from the nearest docstrings."""
-        from db import documents
+        from db import neighbours
         from tasks import enqueue, llm
 
         task = bars.add_task("questions", total=len(QUESTIONS), note="")
         began = time.monotonic()
         for number, question in enumerate(QUESTIONS):
             vectors = llm.embed([question], timeout_s=60)
-            nearest = documents.nearest(vectors.vectors[0], limit=3, model=vectors.model)
+            nearest = neighbours.nearest(vectors.vectors[0], limit=3, model=vectors.model)
             found = "\n".join(f"{each.key}: {each.content[:300]}" for each in nearest)
             job = enqueue.chat(
                 f"Python documentation:\n{found}\n\nAnswer in one sentence from the documentation: {question}",

@@ -1,4 +1,4 @@
-"""Documents with their vectors, and the nearest of them."""
+"""Documents with their vectors, one of each model."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import TextClause
 from sqlalchemy import text as statement
 from sqlalchemy.orm import Session
 
-from db import models, receipts, text
+from db import receipts, text
 from db.engine import transaction
 from db.errors import VectorError
 
@@ -27,30 +27,44 @@ class Document:
     job_id: str | None = None
 
 
-@dataclass(frozen=True)
-class Neighbour:
-    """A stored document and its cosine distance: 0 the same direction, 1 at right angles, 2 opposite."""
-
-    key: str
-    content: str
-    distance: float
-
-
+# Writers of one document go one after the other, in the order of the keys: the statement after it sees what the other
+# has written.
+_LOCK = statement("SELECT 1 FROM documents WHERE key = ANY(:keys) ORDER BY key, model FOR UPDATE")
 # One statement whose text does not depend on the number of documents: compiled and parsed once.
-_STORE = statement("""
+_GIVEN = """
+    WITH given AS (
+        SELECT * FROM unnest(CAST(:keys AS text[]), CAST(:contents AS text[]), CAST(:embeddings AS text[]),
+                             CAST(:models AS text[]), CAST(:job_ids AS text[]))
+            AS given (key, content, embedding, model, job_id)
+    )
+"""
+# What another model made of another text of this document is of no more use.
+_STORE = statement(f"""{_GIVEN}, outdated AS (
+        DELETE FROM documents USING given
+        WHERE documents.key = given.key AND documents.model <> given.model AND documents.content <> given.content
+    )
     INSERT INTO documents (key, content, embedding, model, job_id)
-    SELECT key, content, embedding::vector, model, job_id
-    FROM unnest(CAST(:keys AS text[]), CAST(:contents AS text[]), CAST(:embeddings AS text[]),
-                CAST(:models AS text[]), CAST(:job_ids AS text[]))
-         AS given (key, content, embedding, model, job_id)
-    ON CONFLICT (key) DO UPDATE
+    SELECT key, content, embedding::vector, model, job_id FROM given
+    ON CONFLICT (key, model) DO UPDATE
     SET content = excluded.content, embedding = excluded.embedding, model = excluded.model,
         job_id = excluded.job_id, updated_at = now()
-""")
+    RETURNING key
+""")  # noqa: S608 - both parts are ours
+_ADD = statement(f"""{_GIVEN}
+    INSERT INTO documents (key, content, embedding, model, job_id, created_at)
+    SELECT key, content, embedding::vector, model, given.job_id,
+           (SELECT min(created_at) FROM documents kept WHERE kept.key = given.key)
+    FROM given
+    WHERE EXISTS (SELECT FROM documents kept WHERE kept.key = given.key AND kept.content = given.content)
+    ON CONFLICT (key, model) DO NOTHING
+    RETURNING key
+""")  # noqa: S608
 
 
 def store(documents: Sequence[Document]) -> list[dict[str, Any]]:
-    """Insert or replace the documents by key, and return each one's ``{"key", "model", "dimensions"}``.
+    """Insert or replace the documents by key and model, and return each one's ``{"key", "model", "dimensions"}``.
+
+    The vector of another model stays beside it as long as it is of the same text.
 
     A job's receipt commits in the same transaction: what an earlier run of the job has stored is not stored again,
     since another job may have replaced it meanwhile, and the receipt is returned. Of several with one key, the last
@@ -63,49 +77,42 @@ def store(documents: Sequence[Document]) -> list[dict[str, Any]]:
     by_job = {each.job_id: result for each, result in zip(documents, results, strict=True) if each.job_id is not None}
     with transaction() as session:
         earlier = receipts.write_all(session, "embedding", by_job)
-        _write(session, {each.key: each for each in documents if each.job_id not in earlier})
+        new = [each for each in documents if each.job_id not in earlier]
+        last = {each.key: each.content for each in new}
+        _write(session, _STORE, [each for each in new if each.content == last[each.key]])
     return [earlier.get(each.job_id or "", result) for each, result in zip(documents, results, strict=True)]
 
 
-def _write(session: Session, by_key: dict[str, Document]) -> None:
+def add(documents: Sequence[Document]) -> int:
+    """Write vectors of a further model beside those that are there, and return how many were written.
+
+    A document whose text has changed meanwhile, or that is gone, or that has a vector of this model, is left as it is.
+    Raises as `store` does.
+    """
+    for document in documents:
+        text.check(key=document.key, content=document.content, model=document.model, job_id=document.job_id)
+    with transaction() as session:
+        return len(_write(session, _ADD, documents))
+
+
+def _write(session: Session, write: TextClause, documents: Sequence[Document]) -> list[str]:
+    by_key = {(each.key, each.model): each for each in documents}
     # In the order of the keys, so that two batches with keys in common cannot lock them crosswise.
     batch = [document for _, document in sorted(by_key.items())]
+    keys = [document.key for document in batch]
     columns = {
-        "keys": [document.key for document in batch],
+        "keys": keys,
         "contents": [document.content for document in batch],
-        "embeddings": [_literal(document.embedding, f"document {document.key!r}") for document in batch],
+        "embeddings": [literal(document.embedding, f"document {document.key!r}") for document in batch],
         "models": [document.model for document in batch],
         "job_ids": [document.job_id for document in batch],
     }
-    session.execute(_STORE, columns)
+    session.execute(_LOCK, {"keys": keys})
+    return list(session.scalars(write, columns))
 
 
-def nearest(embedding: Sequence[float], limit: int = 5, model: str | None = None) -> list[Neighbour]:
-    """Return the stored documents nearest to a vector by cosine distance, the nearest first.
-
-    Only vectors of the same length are compared, and with `model` only those that it made: vectors of
-    different models have nothing in common. Raises VectorError for a vector that is empty or not of finite
-    numbers, and for a limit below 1.
-    """
-    document = models.Document
-    _literal(embedding, "the vector asked for")
-    if limit < 1:
-        raise VectorError(f"limit={limit}: a whole number from 1")
-    distance = document.embedding.cosine_distance(list(embedding)).label("distance")
-    wanted = (
-        select(document.key, document.content, distance)
-        .where(document.dimensions == len(embedding))
-        .order_by(distance, document.key)
-        .limit(limit)
-    )
-    if model is not None:
-        wanted = wanted.where(document.model == model)
-    with transaction() as session:
-        return [Neighbour(*row) for row in session.execute(wanted)]
-
-
-def _literal(embedding: Sequence[float], whose: str) -> str:
-    """Write a vector as pgvector reads it."""
+def literal(embedding: Sequence[float], whose: str) -> str:
+    """Write a vector as pgvector reads it. Raises VectorError for one that is empty or not of finite numbers."""
     numbers = [float(number) for number in embedding]
     if not numbers or not all(map(math.isfinite, numbers)):
         raise VectorError(f"{whose} has a vector that is empty or not of finite numbers")

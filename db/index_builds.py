@@ -31,8 +31,9 @@ def build(connection: Connection, name: str, definition: str, unique: bool = Fal
         if is_valid is False:
             connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY IF EXISTS public.{quoted}")
         kind = "UNIQUE INDEX" if unique else "INDEX"
-        # A per cent sign in a driver's statement is doubled only when parameters are given, and none are.
-        connection.exec_driver_sql(f"CREATE {kind} CONCURRENTLY {quoted} {definition}")
+        # A definition may hold a per cent sign, which the driver would take for a parameter's.
+        build = f"CREATE {kind} CONCURRENTLY {quoted} {definition}"
+        connection.exec_driver_sql(build, execution_options={"no_parameters": True})
     return True
 
 

@@ -42,7 +42,7 @@ def upgrade(revision: str = "head", lock_timeout_s: float = 300.0, say: Say = la
     `lock_timeout_s`, when a table stays locked by others, or when the database is of a revision that this code does
     not know.
     """
-    with _separate_engine() as own, _lock(own, lock_timeout_s, say), own.connect() as connection:
+    with separate_engine() as own, _lock(own, lock_timeout_s, say), own.connect() as connection:
         before = _pending(connection)
         _run(connection, lambda config: command.upgrade(config, revision))
         after = _pending(connection)
@@ -55,7 +55,7 @@ def downgrade(revision: str, lock_timeout_s: float = 300.0, say: Say = lambda _:
     Returns the revisions that were taken back, the newest first. Raises MigrationError as `upgrade` does, and when
     `revision` is unknown.
     """
-    with _separate_engine() as own, _lock(own, lock_timeout_s, say), own.connect() as connection:
+    with separate_engine() as own, _lock(own, lock_timeout_s, say), own.connect() as connection:
         before = _pending(connection)
         _run(connection, lambda config: command.downgrade(config, revision))
         after = _pending(connection)
@@ -116,7 +116,7 @@ def _config() -> Config:
 
 
 @contextmanager
-def _separate_engine() -> Iterator[Engine]:
+def separate_engine() -> Iterator[Engine]:
     """Give an engine without pool and statement timeout: a migration may take as long as it needs.
 
     It does not wait long for a table, though: whoever comes after it would wait in line behind it.

@@ -100,17 +100,21 @@ Index("ix_messages_history", Message.conversation_id, Message.created_at.desc(),
 
 
 class Document(Base):
-    """A text with its vector, whose length depends on the model that made it."""
+    """A text with the vector that a model made of it; while models change, it may have one of each.
+
+    Indexes for the nearest are made on demand, one for each model and length (`vector_indexes`).
+    """
 
     __tablename__ = "documents"
 
     key: Mapped[str] = mapped_column(primary_key=True)
     content: Mapped[str]
     embedding: Mapped[list[float]] = mapped_column(Vector())
-    model: Mapped[str]
+    model: Mapped[str] = mapped_column(primary_key=True)
     dimensions: Mapped[int] = mapped_column(Computed("vector_dims(embedding)", persisted=True))
     job_id: Mapped[str | None]
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class Receipt(Base):

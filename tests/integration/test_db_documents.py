@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
 
-from db import documents, models
-from db.documents import Document, Neighbour
+from db import documents, models, neighbours
+from db.documents import Document
 from db.engine import transaction
 from db.errors import StoreError, TextError, VectorError
+from db.neighbours import Neighbour
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -33,12 +34,12 @@ def test_the_nearest_come_first(model: str) -> None:
         Document(f"{model}-west", "west", [-1, 0], model),
     ]
     assert documents.store(store)[0] == {"key": f"{model}-east", "model": model, "dimensions": 2}
-    assert documents.nearest([1, 0], model=model) == [
+    assert neighbours.nearest([1, 0], model=model) == [
         Neighbour(f"{model}-east", "east", 0.0),
         Neighbour(f"{model}-north", "north", 1.0),
         Neighbour(f"{model}-west", "west", 2.0),
     ]
-    assert [found.content for found in documents.nearest([1, 0.1], 2, model)] == ["east", "north"]
+    assert [found.content for found in neighbours.nearest([1, 0.1], 2, model)] == ["east", "north"]
 
 
 def test_only_vectors_of_the_same_length_and_model_are_compared(model: str) -> None:
@@ -49,10 +50,10 @@ def test_only_vectors_of_the_same_length_and_model_are_compared(model: str) -> N
             Document(f"{model}-other", "other", [1, 0], "other-" + model),
         ]
     )
-    assert [found.content for found in documents.nearest([1, 0, 0], model=model)] == ["three"]
-    assert [found.content for found in documents.nearest([1, 0], model=model)] == ["two"]
-    assert documents.nearest([1, 0, 0, 0, 0, 0, 0], model=model) == []
-    assert {"two", "other"} <= {found.content for found in documents.nearest([1, 0], limit=1000)}
+    assert [found.content for found in neighbours.nearest([1, 0, 0], model=model)] == ["three"]
+    assert [found.content for found in neighbours.nearest([1, 0], model=model)] == ["two"]
+    assert neighbours.nearest([1, 0, 0, 0, 0, 0, 0], model=model) == []
+    assert {"two", "other"} <= {found.content for found in neighbours.nearest([1, 0], limit=1000)}
 
 
 def test_a_second_run_gets_the_first_one_s_receipt_and_replaces_nothing_newer(model: str) -> None:
@@ -61,7 +62,7 @@ def test_a_second_run_gets_the_first_one_s_receipt_and_replaces_nothing_newer(mo
     documents.store([Document(key, "newer", [1, 0], model, uuid.uuid4().hex)])
     again = [Document(key, "old", [1, 0, 0], model, job_id), Document(f"{model}-more", "more", [1, 0], model)]
     assert documents.store(again)[0] == first[0] == {"key": key, "model": model, "dimensions": 2}
-    assert {found.content for found in documents.nearest([1, 0], model=model)} == {"newer", "more"}
+    assert {found.content for found in neighbours.nearest([1, 0], model=model)} == {"newer", "more"}
 
 
 def test_a_batch_that_fails_leaves_no_receipt(model: str) -> None:
@@ -69,7 +70,7 @@ def test_a_batch_that_fails_leaves_no_receipt(model: str) -> None:
     with pytest.raises(VectorError):
         documents.store([Document(model, "text", [], model, job_id)])
     documents.store([Document(model, "text", [1], model, job_id)])
-    assert [found.content for found in documents.nearest([1], model=model)] == ["text"]
+    assert [found.content for found in neighbours.nearest([1], model=model)] == ["text"]
 
 
 def test_a_document_is_replaced_by_its_key(model: str) -> None:
@@ -86,7 +87,7 @@ def test_a_document_is_replaced_by_its_key(model: str) -> None:
 def test_of_one_key_twice_the_last_counts(model: str) -> None:
     key = f"{model}-key"
     assert len(documents.store([Document(key, "first", [1], model), Document(key, "last", [1], model)])) == 2
-    assert [found.content for found in documents.nearest([1], model=model)] == ["last"]
+    assert [found.content for found in neighbours.nearest([1], model=model)] == ["last"]
 
 
 def test_no_documents_are_nothing_to_store() -> None:
@@ -108,7 +109,7 @@ def test_a_vector_that_is_none_is_named(model: str, embedding: list[float]) -> N
     with pytest.raises(VectorError, match=f"document '{model}'"):
         documents.store([Document(model, "text", embedding, model)])
     with pytest.raises(VectorError, match="the vector asked for"):
-        documents.nearest(embedding)
+        neighbours.nearest(embedding)
 
 
 def test_text_that_cannot_be_stored_is_named(model: str) -> None:
@@ -118,7 +119,7 @@ def test_text_that_cannot_be_stored_is_named(model: str) -> None:
 
 def test_a_limit_below_one_is_named() -> None:
     with pytest.raises(StoreError, match="limit=0"):
-        documents.nearest([1], limit=0)
+        neighbours.nearest([1], limit=0)
 
 
 def test_batches_with_keys_in_common_do_not_deadlock(model: str) -> None:
@@ -141,4 +142,4 @@ def test_batches_with_keys_in_common_do_not_deadlock(model: str) -> None:
     for thread in threads:
         thread.join(60)
     assert faults == []
-    assert len(documents.nearest([1], limit=100, model=model)) == 40
+    assert len(neighbours.nearest([1], limit=100, model=model)) == 40

@@ -99,10 +99,10 @@ def test_the_command_goes_down_after_a_yes_and_up_again() -> None:
     done = CliRunner().invoke(app, ["migrate", "--down", "0002", "--yes"])
     assert (done.exit_code, migration.current()) == (0, "0002")
     assert done.output.startswith("took back")
-    assert "0004, 0003" in done.output
+    assert "0005, 0004, 0003" in done.output
     waiting = CliRunner().invoke(app, ["migrate", "--check"])
     assert (waiting.exit_code, "migration 0003 is pending" in waiting.output) == (1, True)
-    assert "0003, 0004" in CliRunner().invoke(app, ["migrate"]).output
+    assert "0003, 0004, 0005" in CliRunner().invoke(app, ["migrate"]).output
 
 
 def constraints() -> dict[str, list[str]]:
@@ -191,7 +191,7 @@ def indexes() -> dict[str, bool]:
     """Return which indexes there are, and whether each may be used."""
     query = "SELECT indexrelid::regclass::text, indisvalid FROM pg_index JOIN pg_class c ON c.oid = indexrelid"
     with engine.engine().connect() as connection:
-        return dict(connection.execute(text(f"{query} WHERE c.relname LIKE 'ix_%'")).tuples().all())
+        return dict(connection.execute(text(f"{query} WHERE c.relname LIKE 'ix_%'")).all())
 
 
 def test_data_survives_the_way_up_and_down() -> None:
@@ -202,6 +202,15 @@ def test_data_survives_the_way_up_and_down() -> None:
     migration.upgrade()
     found = "SELECT content FROM messages WHERE search @@ websearch_to_tsquery('english', 'run')"
     assert value(found) == "Running late"
+    migration.downgrade("0004")
+    execute("INSERT INTO documents (key, content, embedding, model) VALUES ('l', 'text', '[1]', 'm')")
+    moment = "SELECT created_at FROM documents WHERE key = 'k'"
+    migration.upgrade()
+    assert value(moment) == value("SELECT updated_at FROM documents WHERE key = 'k'")
+    execute("INSERT INTO documents (key, content, embedding, model) VALUES ('l', 'text', '[2]', 'newer')")
+    migration.downgrade("0004")
+    assert value("SELECT string_agg(key || embedding, ' ' ORDER BY key) FROM documents") == "k[1,0] l[2]"
+    execute("DELETE FROM documents WHERE key = 'l'")
     migration.downgrade("0002")
     assert "search" not in {column["name"] for column in inspect(engine.engine()).get_columns("messages")}
     assert value("SELECT content || job_id FROM messages") == "Running latej"

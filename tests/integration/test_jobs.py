@@ -3,7 +3,7 @@
 import pytest
 from sqlalchemy import text
 
-from db import conversations, documents
+from db import conversations, neighbours
 from db.engine import transaction
 from tasks import Embedding, enqueue, llm, notice
 from tasks.enqueue import Options
@@ -94,7 +94,7 @@ def test_embedding_jobs_share_calls_and_keep_their_own_results(workers: Workers,
     assert counters["completed"] == 100
     assert counters["batches"] < 20
     question = llm.embed(["a sleeping kitten"], timeout_s=60)
-    assert documents.nearest(question.vectors[0], limit=1, model=question.model)[0].key == "cat"
+    assert neighbours.nearest(question.vectors[0], limit=1, model=question.model)[0].key == "cat"
 
 
 def test_the_same_key_is_embedded_anew_not_twice(workers: Workers) -> None:

@@ -19,6 +19,7 @@ from db.engine import transaction
 from db.errors import VectorError
 from db.reembedding import Progress
 from dev import minilm
+from tests.eventually import eventually
 from tests.plans import recorded
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -50,12 +51,26 @@ def real() -> tuple[list[str], Vectors]:
     return texts, vectors
 
 
+def was_scanned(name: str) -> bool:
+    with transaction() as session:  # else the server counts what this connection did up to ten seconds later
+        session.execute(text("SELECT pg_stat_force_next_flush()"))
+    return name not in {index.name for index in indexes.unused()}
+
+
 def store(model: str, vectors: Sequence[Sequence[float]], prefix: str = "k") -> None:
     documents.store([Document(f"{prefix}-{n:05}", f"text {n}", each, model) for n, each in enumerate(vectors)])
 
 
 def keys(found: list[neighbours.Neighbour]) -> list[str]:
     return [each.key for each in found]
+
+
+def through_index(embedding: list[float], limit: int, model: str, key_prefix: str | None = None) -> list[str]:
+    """Search as `nearest` does, but where the planner would rather read so small a table as a whole."""
+    with transaction() as session:
+        session.execute(text("SET LOCAL enable_seqscan = off"))
+        session.execute(text("SET LOCAL enable_sort = off"))
+        return keys(neighbours._find(session, neighbours._Wanted(embedding, limit, model, key_prefix), exact=False))
 
 
 def near(share: float) -> list[float]:
@@ -76,16 +91,12 @@ def test_real_neighbours_are_found_through_the_index(real: tuple[list[str], Vect
     assert [each.is_new for each in vector_indexes.build(REAL)] == [False]
     try:
         with recorded() as asked:
-            found = [keys(neighbours.nearest(each.tolist(), 10, REAL)) for each in vectors[:QUESTIONS]]
-        searched = [each for each in asked if "embedding" in each.statement]
-        assert len(searched) == QUESTIONS  # none had to be repeated exactly
-        assert searched[0].indexes() == {built.name}
+            found = [through_index(each.tolist(), 10, REAL) for each in vectors[:QUESTIONS]]
+        assert sum("FROM documents" in each.statement for each in asked) == QUESTIONS  # none was repeated exactly
         exact = [keys(neighbours.nearest(each.tolist(), 10, REAL, exact=True)) for each in vectors[:QUESTIONS]]
         recall = sum(len(set(one) & set(other)) for one, other in zip(found, exact, strict=True)) / (10 * QUESTIONS)
         assert recall >= 0.95
-        with transaction() as session:  # else the server counts what this connection did up to ten seconds later
-            session.execute(text("SELECT pg_stat_force_next_flush()"))
-        assert built.name not in {index.name for index in indexes.unused()}
+        eventually(lambda: was_scanned(built.name))
     finally:
         assert vector_indexes.drop(REAL) == [built.name]
 
@@ -98,6 +109,7 @@ def test_filters_find_as_many_as_there_are(model: str) -> None:
         session.execute(text("ANALYZE documents"))
     vector_indexes.build(model)
     rare = keys(neighbours.nearest(near(0), 5, model, key_prefix="100%_rare"))
+    assert rare == through_index(near(0), 5, model, "100%_rare")
     assert rare == ["100%_rare-00002", "100%_rare-00000", "100%_rare-00001"]
     assert neighbours.nearest(near(0), 5, model, key_prefix="100__rare") == []
     since = datetime.fromisoformat("2026-01-02T00:00:00+00:00")
@@ -116,13 +128,9 @@ def test_vectors_of_any_length_are_found(model: str, dimensions: int, as_type: s
         with pytest.raises(VectorError, match="vectors of 4001 dimensions: an index takes at most 4000"):
             vector_indexes.build(model)
     else:
-        vector_indexes.build(model)
-        with transaction() as session:
-            session.execute(text("SET LOCAL enable_seqscan = off"))
-            wanted = neighbours._Wanted(vectors[4], 3, model)
-            with recorded() as asked:
-                assert keys(neighbours._find(session, wanted, exact=False))[0] == "k-00004"
-            assert len(asked) == 2
+        [built] = vector_indexes.build(model)
+        assert through_index(vectors[4], 3, model)[0] == "k-00004"
+        eventually(lambda: was_scanned(built.name))
     assert keys(neighbours.nearest(vectors[4], 3, model))[0] == "k-00004"
 
 

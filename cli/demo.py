@@ -11,9 +11,8 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress, TaskID
 
-from cli import docstrings
 from cli.output import as_json, err, out, progress, table
-from dev import addresses, stack
+from dev import addresses, docstrings, stack
 from worker.errors import ForebayError
 
 ROOT = Path(__file__).resolve().parent.parent

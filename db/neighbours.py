@@ -84,10 +84,26 @@ def nearest(
 
     Raises VectorError for a vector that is empty or not of finite numbers, and for a limit below 1.
     """
+    with transaction() as session:
+        return nearest_in(
+            session, embedding, limit, model, key_prefix=key_prefix, created_after=created_after, exact=exact
+        )
+
+
+def nearest_in(
+    session: Session,
+    embedding: Sequence[float],
+    limit: int,
+    model: str | None,
+    *,
+    key_prefix: str | None = None,
+    created_after: datetime | None = None,
+    exact: bool = False,
+) -> list[Neighbour]:
+    """Do as `nearest` in a transaction of the caller's."""
     wanted = _Wanted(embedding, limit, model, key_prefix, created_after)
     _check(wanted)
-    with transaction() as session:
-        return _find(session, wanted, exact)
+    return _find(session, wanted, exact)
 
 
 def nearest_of(

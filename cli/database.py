@@ -1,0 +1,72 @@
+"""Commands for what the database keeps: its indexes, and the change from one embedding model to another."""
+
+from typing import Annotated
+
+import typer
+
+from cli.output import as_json, err, out, table
+
+Old = Annotated[str, typer.Argument(help="The model whose vectors are there.")]
+New = Annotated[str, typer.Argument(help="The model that takes over.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command()(indexes)
+    vectors = typer.Typer(help="Vectors of documents: their indexes, and how far a change of the model is.")
+    vectors.command()(index)
+    vectors.command()(progress)
+    vectors.command()(retire)
+    app.add_typer(vectors, name="vectors")
+
+
+def indexes(
+    unused: Annotated[bool, typer.Option("--unused", help="Only those that nobody used. Exit code 1 if any.")] = False,
+    as_json_: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Show the database's indexes that only reads need, with their size and how often each was scanned."""
+    from db import indexes as kept
+
+    found = kept.unused() if unused else kept.listed()
+    if as_json_:
+        as_json([vars(each) for each in found])
+    else:
+        columns = ("index", "table", "KiB", "scans", "last used", "valid")
+        rows = [
+            (each.name, each.table, each.size_bytes // 1024, each.scans, each.last_used_at or "never", each.is_valid)
+            for each in found
+        ]
+        table("Indexes", columns, rows)
+    if unused and found:
+        raise typer.Exit(1)
+
+
+def index(model: Annotated[str, typer.Argument(help="The model as stored with the documents.")]) -> None:
+    """Build the index of the nearest documents for one model, while everything goes on."""
+    from db import vector_indexes
+
+    for built in vector_indexes.build(model):
+        what = "built" if built.is_new else "stands already"
+        out.print(f"{built.name} for {built.dimensions} dimensions: {what}", markup=False, soft_wrap=True)
+
+
+def progress(old: Old, new: New) -> None:
+    """Say how many documents of the old model have a vector of the new one. Exit code 1 while some have none."""
+    from db import reembedding
+
+    found = reembedding.progress(old, new)
+    out.print(f"{found.done:,} of {found.old:,} documents", markup=False)
+    raise typer.Exit(0 if found.is_complete else 1)
+
+
+def retire(old: Old, new: New) -> None:
+    """Delete the old model's vectors of documents that have a new one, and its index when none is left."""
+    from db import reembedding, vector_indexes
+
+    deleted = reembedding.retire(old, new)
+    left = reembedding.progress(old, new).old
+    out.print(f"{deleted:,} old vectors deleted")
+    if left:
+        err.print(f"{left:,} documents have no vector of {new} and keep the old one", markup=False, soft_wrap=True)
+    else:
+        vector_indexes.drop(old)

@@ -16,7 +16,7 @@ from db.engine import transaction
 from db.neighbours import Neighbour
 from dev import docstrings, minilm
 
-LONG, SHORT, TIMES = 100_000, 100, 60
+LONG, SHORT, TIMES, WARM_UP = 100_000, 100, 60, 10
 WRITTEN, RUNS = 5_000, 5
 TEXTS, QUESTIONS, NEAREST = 2_000, 100, 10
 MODEL = "bench-minilm"
@@ -114,6 +114,8 @@ def _search(asked: Sequence[Sequence[float]], exact: bool) -> tuple[float, list[
 
 def _ms(read: Callable[[], object]) -> float:
     taken = []
+    for _ in range(WARM_UP):
+        read()
     for _ in range(TIMES):
         began = time.monotonic()
         read()

@@ -98,7 +98,7 @@ def test_thirty_hold_and_the_next_is_told_which_settings_to_change(monkeypatch: 
     monkeypatch.setenv("DATABASE_POOL_TIMEOUT_S", "0.01")
     with ExitStack() as holders:
         for _ in range(30):
-            holders.enter_context(transaction()).execute(text("SELECT 1"))
+            holders.enter_context(engine.engine().connect()).execute(text("SELECT 1"))
         assert engine.pool_state() == PoolState(in_use=30, idle=0, limit=30)
         assert engine.pool_state().is_exhausted
         wanted = r"all 30 .* within 0.01 s: raise DATABASE_POOL_SIZE=10 or DATABASE_POOL_OVERFLOW=20.*POOL_TIMEOUT_S"

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
-import psycopg2
-from psycopg2 import sql
-from sqlalchemy.orm import Session
-
-from db import copy_text, receipts, schema
+from db import receipts, schema, staging
 from db.engine import transaction
-from db.errors import Fault, RowError, TableError, fault_of
-from db.schema import Column
-
-_CHUNK_BYTES = 65536
 
 
 @dataclass(frozen=True)
@@ -52,48 +41,10 @@ def insert_all(
         new = [row for job_id, rows in jobs if job_id not in earlier for row in rows]
         found = schema.columns(session, table, columns)
         if new:
-            _copy(session, table, found, copy_text.encode(found, new))
+            staging.insert(session, table, found, new)
     return [
         Inserted(int(earlier[job_id].get("rows", 0)), repeated=True)
         if job_id is not None and job_id in earlier
         else Inserted(len(rows), repeated=False)
         for job_id, rows in jobs
     ]
-
-
-def _copy(session: Session, table: str, columns: Sequence[Column], data: bytes) -> None:
-    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT text, ENCODING 'UTF8')").format(
-        sql.Identifier("public", table),
-        sql.SQL(", ").join(sql.Identifier(column.name) for column in columns),
-    )
-    connection = cast("psycopg2.extensions.connection", session.connection().connection.driver_connection)
-    with connection.cursor() as cursor:
-        try:
-            cursor.copy_expert(statement, io.BytesIO(data), _CHUNK_BYTES)
-        except psycopg2.Error as error:
-            if fault_of(error) is not Fault.INPUT:
-                raise
-            schema.forget(session, table)
-            raise _refused(error, table, columns) from error
-
-
-def _refused(error: psycopg2.Error, table: str, columns: Sequence[Column]) -> RowError | TableError:
-    """Find the row and the column in what the server said.
-
-    It says so in the context, as "COPY table, line 3, column name: ..."; a broken NOT NULL names its column
-    apart.
-    """
-    said = error.diag
-    reason = "; ".join(filter(None, [said.message_primary or str(error).strip(), said.message_detail]))
-    if (error.pgcode or "").startswith("42"):  # no row's fault: the table changed, or may not be written
-        return TableError(f"table {table!r}: {reason}")
-    line, column = None, said.column_name
-    for context in (said.context or "").splitlines():
-        if not context.startswith(f"COPY {table}, "):
-            continue
-        place = re.match(r"\w+ (\d+)(?:, \w+ (.*))?", context.removeprefix(f"COPY {table}, "))
-        if place is not None:
-            line = int(place[1])
-            rest = place[2] or ""
-            column = column or next((each.name for each in columns if rest.startswith(f"{each.name}:")), None)
-    return RowError(line, column, reason)

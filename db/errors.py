@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import re
+from collections.abc import Sequence
 
 import psycopg2
 import sqlalchemy.exc
@@ -154,3 +156,17 @@ def _fault_of_driver(error: psycopg2.Error) -> Fault:
     if state in _BUSY_STATES:
         return Fault.BUSY
     return Fault.INPUT if state[:2] in _INPUT_CLASSES else Fault.UNKNOWN
+
+
+def place_of(context: str, table: str, columns: Sequence[str]) -> tuple[int | None, str | None]:
+    """Find the line and the column in the context of COPY's error: "COPY table, line 3, column name: ..."."""
+    line, column = None, None
+    for each in context.splitlines():
+        if not each.startswith(f"COPY {table}, "):
+            continue
+        place = re.match(r"\w+ (\d+)(?:, \w+ (.*))?", each.removeprefix(f"COPY {table}, "))
+        if place is not None:
+            line = int(place[1])
+            rest = place[2] or ""
+            column = column or next((name for name in columns if rest.startswith(f"{name}:")), None)
+    return line, column

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy import text as statement
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
@@ -43,6 +43,11 @@ def write(session: Session, job_id: str, kind: str, result: dict[str, Any]) -> b
         .returning(Receipt.job_id)
     )
     return session.scalar(statement) is not None
+
+
+def amend(session: Session, job_id: str, result: dict[str, Any]) -> None:
+    """Set the result on a receipt that this transaction wrote."""
+    session.execute(update(Receipt).where(Receipt.job_id == job_id).values(result=result))
 
 
 def write_all(session: Session, kind: str, results: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -46,6 +46,16 @@ _COLUMNS = text("""
     WHERE c.relname = :table AND c.relnamespace = 'public'::regnamespace AND c.relkind = 'r'
       AND a.attnum > 0 AND NOT a.attisdropped
 """)
+# Those that ON CONFLICT can name by their columns, and that tell any two rows apart.
+_KEYS = text("""
+    SELECT array_agg(a.attname::text ORDER BY a.attnum)
+    FROM pg_index i
+    JOIN pg_class c ON c.oid = i.indrelid
+    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
+    WHERE c.relname = :table AND c.relnamespace = 'public'::regnamespace
+      AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL
+    GROUP BY i.indexrelid
+""")
 _TABLES = text("SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'")
 
 
@@ -78,9 +88,23 @@ def columns(session: Session, table: str, names: Sequence[str]) -> list[Column]:
     return [found[name] for name in names]
 
 
+def check_key(session: Session, table: str, key: Sequence[str]) -> None:
+    """Raise TableError unless the columns are those of a unique index of the table."""
+    kept = session.connection().info
+    read_at, found = kept.get((__name__, table, "keys"), (-math.inf, []))
+    if time.monotonic() - read_at > _FRESH_S or set(key) not in found:
+        found = [set(names) for names in session.scalars(_KEYS, {"table": table})]
+        kept[__name__, table, "keys"] = (time.monotonic(), found)
+    if set(key) not in found or len(set(key)) < len(key):
+        known = " or ".join(f"({', '.join(sorted(each))})" for each in found) or "none"
+        raise TableError(f"table {table!r}: key ({', '.join(key)}) is of no unique index; it has {known}")
+
+
 def forget(session: Session, table: str) -> None:
-    """Read the table's columns again at the next call."""
-    session.connection().info.pop((__name__, table), None)
+    """Read the table's columns and keys again at the next call."""
+    kept = session.connection().info
+    kept.pop((__name__, table), None)
+    kept.pop((__name__, table, "keys"), None)
 
 
 def _read(session: Session, table: str) -> dict[str, Column]:

@@ -84,6 +84,9 @@ def embedding(
 def bulk(
     table: Annotated[str, typer.Argument(help="A table that queues.yaml allows.")],
     file: Annotated[Path, typer.Argument(help="FILE.csv with a header line, or FILE.jsonl with one object a line.")],
+    operation: Annotated[str | None, typer.Option(help="insert, update, upsert or delete.")] = None,
+    key: Annotated[str | None, typer.Option(help="Columns of a unique index: a,b.")] = None,
+    on_conflict: Annotated[str | None, typer.Option(help="An insert whose key is there: fail, skip or update.")] = None,
     priority: Priority = None,
     idempotency_key: Key = None,
     wait: Wait = None,
@@ -92,16 +95,18 @@ def bulk(
     """Enqueue a file's rows, cut into jobs, and print the group's id and its jobs."""
     if not file.is_file():
         raise JobRefused("file", str(file), "is not a file; give a .csv or .jsonl file")
+    given = {"operation": operation, "key": key and key.split(","), "on_conflict": on_conflict}
+    how = {name: value for name, value in given.items() if value is not None}
     with _counted("rows") as count:
         group = producer.bulk_insert(
             table,
-            _checked(table, _rows(file)),
+            _checked(table, _rows(file), how),
+            **how,
             options=Options(priority, None, idempotency_key),
             on_progress=count,
         )
     if wait is not None:
-        inserted = sum(result["rows"] for result in _results(group.jobs, wait))
-        as_json({"rows": inserted}) if as_json_ else out.print(f"{inserted} rows inserted by {len(group.jobs)} jobs")
+        _tell_rows(_results(group.jobs, wait), as_json_)
         return
     if as_json_:
         as_json({"group": group.id, "jobs": [job.id for job in group.jobs]})
@@ -109,6 +114,23 @@ def bulk(
         err.print(f"group {group.id}: {len(group.jobs)} jobs")
         for job in group.jobs:
             out.print(job.id)
+
+
+def _tell_rows(results: list[dict[str, Any]], as_json_: bool) -> None:
+    """Print how many rows the jobs took, and which jobs hold those that were refused."""
+    counts = {"inserted": 0, "updated": 0, "skipped": 0, "deleted": 0}
+    for result in results:
+        for name in counts:  # inserts that went together tell their rows alone
+            counts[name] += result.get(name, result["rows"] if name == "inserted" else 0)
+    rows = sum(result["rows"] for result in results)
+    rejected = [result["rejected_job"] for result in results if "rejected_job" in result]
+    if as_json_:
+        as_json({"rows": rows, **counts, "rejected_jobs": rejected})
+        return
+    done = ", ".join(f"{count} rows {name}" for name, count in counts.items() if count) or "0 rows changed"
+    out.print(f"{done} by {len(results)} jobs")
+    for job_id in rejected:
+        err.print(f"rows were refused; they are job {job_id}: ./forebay dead show {job_id}", markup=False)
 
 
 def _tell(job: Job, wait: float | None, as_json_: bool) -> None:
@@ -152,11 +174,11 @@ def _counted(what: str, total: int | None = None) -> Iterator[Callable[[int], No
             err.print(f"{sent} {what} sent")
 
 
-def _checked(table: str, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _checked(table: str, rows: Iterator[dict[str, Any]], how: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Pass the rows on once the first one's columns are known to be the table's."""
     for number, row in enumerate(rows):
         if number == 0:
-            check(BulkInsert, table=table, columns=list(row), rows=[list(row.values())])
+            check(BulkInsert, table=table, columns=list(row), rows=[list(row.values())], **how)
             _check_columns(table, list(row))
         yield row
 

@@ -1,19 +1,23 @@
-"""Insert rows through COPY, once per job, many jobs for one table at a time."""
+"""Change rows through COPY, once per job, and insert those of many jobs for one table at a time."""
 
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import asdict
 from typing import Any
+from uuid import NAMESPACE_OID, uuid5
 
-from db import bulk
-from tasks import fault
+from db import bulk, changes
+from db.changes import Change, Conflict, Operation
+from tasks import enqueue, fault
 from tasks.apart import apart
+from tasks.enqueue import Options
 from tasks.payloads import BulkInsert, check
 from worker.app import app
 from worker.batching import Answer, BatchJob
 from worker.outcome import Fault
 
 One = tuple[str, BulkInsert]
+_MOST_CHARACTERS = 200
 
 
 class BulkInsertJob(BatchJob):
@@ -25,36 +29,70 @@ class BulkInsertJob(BatchJob):
         return fault.of(error)
 
     def run_batch(self, jobs: Sequence[tuple[str, dict[str, Any]]]) -> list[Answer]:
-        """Insert the rows of all jobs, in one transaction for each table and its columns.
+        """Insert the rows of all jobs, in one transaction for each table and its columns; change others one by one.
 
-        What fails for good is halved until the job at fault stands alone: only that job fails.
+        What fails for good is halved until the job at fault stands alone: only its bad rows fail.
         """
         answers: dict[str, Answer] = {}
-        asked: dict[tuple[str, tuple[str, ...]], list[One]] = defaultdict(list)
+        asked: dict[tuple[object, ...], list[One]] = defaultdict(list)
         for job_id, arguments in jobs:
             try:
                 one = check(BulkInsert, **arguments)
             except Exception as error:  # a producer that does not check may send anything
                 answers[job_id] = error
             else:
-                asked[one.table, tuple(one.columns)].append((job_id, one))
-        for (table, columns), ones in asked.items():
-            answers.update(
-                zip((job_id for job_id, _ in ones), apart(partial(_insert, table, columns), ones), strict=True)
-            )
+                alike = (one.table, tuple(one.columns)) if _is_plain(one) else (job_id,)
+                asked[alike].append((job_id, one))
+        for ones in asked.values():
+            answers.update(zip((job_id for job_id, _ in ones), apart(_do, ones), strict=True))
         return [answers[job_id] for job_id, _ in jobs]
 
 
 @app.task(base=BulkInsertJob, bind=True, name=BulkInsert.task)  # type: ignore[untyped-decorator]
-def bulk_insert(self: BulkInsertJob, table: str, columns: list[str], rows: list[list[Any]]) -> dict[str, Any]:
-    """Insert the rows and return ``{"rows", "repeated"}``: a repeat gives the first run's count.
+def bulk_insert(self: BulkInsertJob, **arguments: Any) -> dict[str, Any]:
+    """Change the rows and return ``{"rows", "repeated", "inserted", "updated", "skipped", "deleted", "rejected"}``.
 
-    The worker calls `BulkInsertJob.run_batch` instead; this is the call within one process.
+    ``rows`` are those that were taken; a repeat gives the first run's counts. Jobs that are inserted together give
+    ``rows`` and ``repeated`` alone. The worker calls `BulkInsertJob.run_batch` instead; this is the call within one
+    process.
     """
-    inserted = bulk.insert(self.request.id, table, columns, rows)
-    return {"rows": inserted.rows, "repeated": inserted.repeated}
+    return _change(self.request.id, check(BulkInsert, **arguments))
 
 
-def _insert(table: str, columns: Sequence[str], ones: Sequence[One]) -> list[dict[str, Any]]:
-    inserted = bulk.insert_all(table, columns, [(job_id, one.rows) for job_id, one in ones])
+def _do(ones: Sequence[One]) -> list[dict[str, Any]]:
+    """Do jobs of one table, its columns and one way: plain inserts in one COPY, anything else job by job."""
+    first = ones[0][1]
+    if len(ones) == 1 or not _is_plain(first):
+        return [_change(*ones[0])]
+    inserted = bulk.insert_all(first.table, first.columns, [(job_id, one.rows) for job_id, one in ones])
     return [{"rows": each.rows, "repeated": each.repeated} for each in inserted]
+
+
+def _is_plain(one: BulkInsert) -> bool:
+    return one.operation in (None, "insert") and one.on_conflict in (None, "fail")
+
+
+def _change(job_id: str, one: BulkInsert) -> dict[str, Any]:
+    """Take the good rows; send those that were refused on as one job, which fails as a whole and can be edited."""
+    change = Change(
+        one.table,
+        tuple(one.columns),
+        Operation(one.operation or "insert"),
+        tuple(one.key or ()),
+        Conflict(one.on_conflict or "fail"),
+    )
+    changed = changes.apply(change, one.rows, job_id)
+    told: dict[str, Any] = {
+        "rows": len(one.rows) - len(changed.rejected),
+        "repeated": changed.repeated,
+        **asdict(changed.counts),
+    }
+    if changed.rejected:
+        # Also by a repeat: the first run may have ended between its commit and this. The id makes it one job.
+        rest = one.model_copy(update={"rows": [one.rows[each.line - 1] for each in changed.rejected]})
+        name = f"{job_id}.rejected"
+        if len(name) > _MOST_CHARACTERS:
+            name = uuid5(NAMESPACE_OID, name).hex
+        (job,) = enqueue.many([(rest, Options(job_id=name))])
+        told |= {"rejected": [asdict(each) for each in changed.rejected], "rejected_job": job.id}
+    return told

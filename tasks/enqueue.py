@@ -72,17 +72,20 @@ def bulk_insert(
 ) -> Group:
     """Enqueue rows for a table, cut into jobs of the queue's ``rows_per_job``; return them as one group.
 
+    ``operation`` (insert, update, upsert or delete), ``key`` and ``on_conflict`` (fail, skip or update) are those of
+    `tasks.payloads.BulkInsert`.
+
     Rows are mappings that all have the same keys, or sequences in the order of ``columns``. The input is read as it is
     sent, so it may be larger than memory. ``on_progress`` gets the number of rows sent so far. The group's result is
     ``{"rows"}``. Raises `JobRefused` naming the row at fault (the jobs before it are in), `QueueFull`,
     `BrokerUnavailable`.
     """
     options, fields = _options(options, rest)
-    if fields:
-        raise JobRefused(next(iter(fields)), next(iter(fields.values())), "is not an option of bulk_insert")
+    if unknown := [name for name in fields if name not in ("operation", "key", "on_conflict")]:
+        raise JobRefused(unknown[0], fields[unknown[0]], "is not an option of bulk_insert")
     group = Group(options.job_id or options.idempotency_key or uuid4().hex)
     sent = 0
-    for number, payload in enumerate(_cut(table, rows, columns)):
+    for number, payload in enumerate(_cut(table, rows, columns, fields)):
         one = _numbered(options, number)
         group.jobs.extend(many([(payload, one)]))
         sent += len(payload.rows)
@@ -204,7 +207,10 @@ def _moment(field: str, when: object) -> str:
 
 
 def _cut(
-    table: str, rows: Iterable[Mapping[str, Any] | Sequence[Any]], columns: Sequence[str] | None
+    table: str,
+    rows: Iterable[Mapping[str, Any] | Sequence[Any]],
+    columns: Sequence[str] | None,
+    how: dict[str, Any],
 ) -> Iterable[BulkInsert]:
     """Gather rows into payloads of ``rows_per_job``."""
     most = load_policy().queue(BulkInsert.queue).rows_per_job or 1000
@@ -217,10 +223,10 @@ def _cut(
             names = list(row)
         values.append(_values(row, names, number))
         if len(values) == most:
-            yield check(BulkInsert, table=table, columns=names, rows=values)
+            yield check(BulkInsert, table=table, columns=names, rows=values, **how)
             values = []
     if values:
-        yield check(BulkInsert, table=table, columns=names, rows=values)
+        yield check(BulkInsert, table=table, columns=names, rows=values, **how)
 
 
 def _values(row: object, columns: list[str], number: int) -> list[Any]:

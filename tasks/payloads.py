@@ -2,7 +2,7 @@
 
 import json
 import re
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from uuid import uuid4
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -35,6 +35,8 @@ def _storable(text: str) -> str:
 
 
 Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_not_blank), AfterValidator(_storable)]
+Operation = Literal["insert", "update", "upsert", "delete"]
+Conflict = Literal["fail", "skip", "update"]
 Text = Annotated[str, AfterValidator(_not_blank), AfterValidator(_storable)]
 
 
@@ -96,7 +98,11 @@ class Embedding(JobPayload):
 
 
 class BulkInsert(JobPayload):
-    """Rows for one table: ``columns`` once, then one list of values a row."""
+    """Rows for one table: ``columns`` once, then one list of values a row.
+
+    ``operation``: what is done with them; all but an insert need ``key``, the columns of a unique index.
+    ``on_conflict``: what becomes of a row to insert whose key is there.
+    """
 
     queue = "bulk_insert"
     task = "tasks.bulk_insert"
@@ -105,6 +111,9 @@ class BulkInsert(JobPayload):
     table: Name
     columns: list[Name] = Field(min_length=1)
     rows: list[list[Cell]] = Field(min_length=1)
+    operation: Operation | None = None  # insert; left out, so that a worker of the version before takes it
+    key: list[Name] | None = None
+    on_conflict: Conflict | None = None  # fail
 
     def cost(self) -> int:
         return len(self.rows)
@@ -116,6 +125,13 @@ class BulkInsert(JobPayload):
             raise ValueError(f"table: is not allowed; queues.yaml allows {', '.join(tables)}")
         if len(set(self.columns)) != len(self.columns):
             raise ValueError("columns: must differ from each other")
+        is_insert = self.operation in (None, "insert")
+        if not self.key and (not is_insert or self.on_conflict == "update"):
+            raise ValueError(f"key: is required for {self.operation or 'insert'}; name the columns of a unique index")
+        if self.on_conflict and not is_insert:
+            raise ValueError("on_conflict: is for insert; leave it out")
+        if not set(self.key or ()) <= set(self.columns):
+            raise ValueError(f"key: must be among the columns {', '.join(self.columns)}")
         for number, row in enumerate(self.rows):
             if len(row) != len(self.columns):
                 raise ValueError(f"rows[{number}]: has {len(row)} values for {len(self.columns)} columns")

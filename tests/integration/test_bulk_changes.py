@@ -1,0 +1,60 @@
+"""Bulk jobs other than plain inserts, and what becomes of the rows that the table refuses."""
+
+import pytest
+
+from tasks import Job, enqueue
+from tasks.payloads import BulkInsert, check
+from tests.integration.test_jobs import run_again, scalar
+from tests.workers import Workers
+from worker.broker import Broker
+from worker.errors import JobFailed, JobRefused
+
+TABLE = "unicode_characters"
+COUNT = "SELECT count(*) FROM unicode_characters"
+
+
+def test_rows_are_upserted_updated_and_deleted_once(workers: Workers, broker: Broker) -> None:
+    workers.start("bulk_insert")
+    key = ["codepoint"]
+    rows = [{"codepoint": number, "name": f"row {number}"} for number in range(1500)]
+    enqueue.bulk_insert(TABLE, rows[:1000]).result(60)
+    (first, second) = enqueue.bulk_insert(TABLE, rows, operation="upsert", key=key).jobs
+    assert (first.result(60)["updated"], second.result(60)["inserted"]) == (1000, 500)
+    (job,) = enqueue.bulk_insert(
+        TABLE, [[1, "new"], [9999, "none"]], columns=["codepoint", "name"], operation="update", key=key
+    ).jobs
+    assert (job.result(60)["updated"], job.result(60)["skipped"]) == (1, 1)
+    assert scalar("SELECT count(*) FROM unicode_characters WHERE codepoint = 1 AND name = 'new'") == 1
+    (job,) = enqueue.bulk_insert(TABLE, [[1]], columns=key, operation="delete", key=key).jobs
+    assert job.result(60)["deleted"] == 1
+    enqueue.bulk_insert(TABLE, [[1, "later"]], columns=["codepoint", "name"]).result(60)
+    kwargs: dict[str, object] = {"table": TABLE, "columns": key, "rows": [[1]], "operation": "delete", "key": key}
+    run_again(broker, job.id, "tasks.bulk_insert", "bulk_insert", kwargs)
+    assert job.result(60)["repeated"]
+    assert scalar(COUNT) == 1500
+
+
+def test_refused_rows_become_one_dead_job_and_the_others_are_in(workers: Workers) -> None:
+    workers.start("bulk_insert")
+    rows = [[number if number % 10 else f"bad {number}", "x"] for number in range(1, 31)]
+    (job,) = enqueue.bulk_insert(TABLE, rows, columns=["codepoint", "name"]).jobs
+    result = job.result(60)
+    assert result["rows"] == 27
+    assert [(each["line"], each["column"]) for each in result["rejected"]] == [(n, "codepoint") for n in (10, 20, 30)]
+    assert scalar(COUNT) == 27
+    with pytest.raises(JobFailed, match="bad 10"):
+        Job(result["rejected_job"]).result(60)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"operation": "update"}, "key.*required"),
+        ({"operation": "delete", "key": ["b"]}, "key.*among"),
+        ({"operation": "upsert", "key": ["a"], "on_conflict": "skip"}, "on_conflict"),
+        ({"operation": "truncate"}, "operation"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_it_is_sent(how: dict[str, object], said: str) -> None:
+    with pytest.raises(JobRefused, match=said):
+        check(BulkInsert, table=TABLE, columns=["a"], rows=[[1]], **how)

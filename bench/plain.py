@@ -4,6 +4,9 @@ A chat and an embedding are one call through the same client of the same provide
 one row in one transaction.
 """
 
+import csv
+import io
+import json
 import os
 from functools import cache
 from typing import Any
@@ -51,6 +54,16 @@ def insert(number: int, text: str) -> None:
     connection = database(os.getpid())
     with connection, connection.cursor() as cursor:
         cursor.execute("INSERT INTO bench_rows (number, text) VALUES (%s, %s)", (number, text))
+
+
+@app.task(name="plain.load")  # type: ignore[untyped-decorator]
+def load(rows: list[list[Any]]) -> None:
+    file = io.StringIO()
+    csv.writer(file).writerows((*row[:4], json.dumps(row[4])) for row in rows)
+    file.seek(0)
+    connection = database(os.getpid())
+    with connection, connection.cursor() as cursor:
+        cursor.copy_expert("COPY bench_load FROM STDIN (FORMAT csv)", file)
 
 
 @app.task(name="plain.nothing")  # type: ignore[untyped-decorator]

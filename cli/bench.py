@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # it loads the policy, for which the settings have to stand
 ROOT = Path(__file__).resolve().parent.parent
 QUEUES = ROOT / "bench" / "queues.yaml"
 MODEL = "bench"
-PARTS = ("chat", "embedding", "limits", "cache", "bulk", "store")
+PARTS = ("chat", "embedding", "limits", "cache", "bulk", "database")
 
 
 def register(app: typer.Typer) -> None:
@@ -37,13 +37,13 @@ def bench(
     limits: Annotated[bool, _part("A provider's budget used by four workers; what limits cost.")] = False,
     cache: Annotated[bool, _part("Hits, and a stampede of equal jobs.")] = False,
     bulk: Annotated[bool, _part("One-row inserts in batches.")] = False,
-    store: Annotated[bool, _part("Pages of long conversations, search, the nearest documents.")] = False,
+    database: Annotated[bool, _part("200,000 rows against COPY; long conversations, search, the nearest documents.")] = False,
     logs: Annotated[Path | None, typer.Option(help="Keep what workers and servers say in this folder.")] = None,
     record: Annotated[bool, _part("Keep the results in bench/results.md.")] = False,
     as_json_: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Print ratios; all parts unless some are named. Exit code 1 if an aim is missed."""
-    given = dict(zip(PARTS, (chat, embedding, limits, cache, bulk, store), strict=True))
+    given = dict(zip(PARTS, (chat, embedding, limits, cache, bulk, database), strict=True))
     chosen = [part for part in PARTS if given[part]] or list(PARTS)
     with _settings():
         lines = _run(chosen, logs)

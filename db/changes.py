@@ -6,6 +6,7 @@ import enum
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy.orm import Session
@@ -159,13 +160,13 @@ def _writer(change: Change) -> Callable[..., Counts]:
         case Operation.INSERT, Conflict.FAIL:
             return staging.insert
         case Operation.INSERT, Conflict.SKIP:
-            return lambda *given: staging.insert_new(*given, key=key)
+            return partial(staging.insert_new, key=key)
         case (Operation.INSERT, Conflict.UPDATE) | (Operation.UPSERT, _):
-            return lambda *given: staging.upsert(*given, key=key)
+            return partial(staging.upsert, key=key)
         case Operation.UPDATE, _:
-            return lambda *given: staging.update(*given, key=key)
+            return partial(staging.update, key=key)
         case Operation.DELETE, _:
-            return lambda *given: staging.delete(*given, key=key)
+            return partial(staging.delete, key=key)
     raise AssertionError(change)
 
 

@@ -1,0 +1,116 @@
+"""Many rows through the queue, against COPY itself, plain Celery with COPY, and the ORM."""
+
+import csv
+import io
+import json
+import time
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+import psycopg2
+from sqlalchemy import text
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.types import JSON
+
+from bench.line import Line
+from bench.stage import Stage, execute, resident_mib, until
+from db.engine import engine, transaction
+from tasks import enqueue
+
+ROWS, ROWS_PER_JOB = 200_000, 1000
+ORM_ROWS = 10_000
+COLUMNS = ["id", "text", "number", "moment", "data"]
+TABLE = """
+    CREATE TABLE bench_load (id bigint PRIMARY KEY, text text, number int, moment timestamp, data jsonb)
+"""
+Row = tuple[int, str, int, str, dict[str, Any]]
+
+
+class Base(DeclarativeBase):
+    """Of this benchmark's one table."""
+
+
+class Loaded(Base):
+    """A row, as the ORM writes it."""
+
+    __tablename__ = "bench_load"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str]
+    number: Mapped[int]
+    moment: Mapped[datetime]
+    data: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+def run(stage: Stage) -> Iterator[Line]:
+    """Load the same rows in four ways."""
+    execute("DROP TABLE IF EXISTS bench_load")
+    execute(TABLE)
+    rows = [_row(number) for number in range(ROWS)]
+    rate = {"copy": ROWS / _copied_s(stage, rows), "orm": ORM_ROWS / _orm_s(rows[:ORM_ROWS])}
+    execute("TRUNCATE bench_load")
+    with stage.plain("prefork", 2) as (app, _):
+        began = time.monotonic()
+        for at in range(0, ROWS, ROWS_PER_JOB):
+            app.send_task("plain.load", (rows[at : at + ROWS_PER_JOB],), ignore_result=True)
+        rate["plain"] = ROWS / (until(_loaded, ROWS, "rows") - began)
+    execute("TRUNCATE bench_load")
+    settings = {"FOREBAY_BULK_INSERT_CONCURRENCY": "1"}
+    with stage.workers("bulk_insert", 2, settings) as workers:
+        enqueue.bulk_insert("bench_load", rows[: ROWS // 10], columns=COLUMNS).result(60)
+        execute("TRUNCATE bench_load")
+        warm_mib, before = sum(map(resident_mib, workers)), stage.completed("bulk_insert")
+        began = time.monotonic()
+        enqueue.bulk_insert("bench_load", rows, columns=COLUMNS)
+        jobs = ROWS // ROWS_PER_JOB
+        rate["ours"] = ROWS / (until(lambda: stage.completed("bulk_insert"), before + jobs, "jobs") - began)
+        full_mib = sum(map(resident_mib, workers))
+    what, unit = f"{ROWS:,} rows in {jobs} jobs", "rows/s"
+    yield Line("load", what, rate["ours"], rate["copy"], unit, f"COPY in {jobs} transactions", aim=0.6)
+    yield Line("load", what, rate["ours"], rate["plain"], unit, "plain Celery with copy_expert")
+    yield Line("load", what, rate["ours"], rate["orm"], unit, f"add_all, by {ORM_ROWS:,} rows")
+    yield Line(
+        "database", "memory of two workers after it", full_mib, warm_mib, "MiB", "after a tenth", 1.1, is_cost=True
+    )
+
+
+def _row(number: int) -> Row:
+    moment = datetime(2026, 1, 1) + timedelta(seconds=number)  # noqa: DTZ001  the column has no time zone
+    return number, f"row {number} " + "x" * 90, number % 1000, moment.isoformat(), {"n": number, "tags": ["a", "b"]}
+
+
+def _copied_s(stage: Stage, rows: list[Row]) -> float:
+    """Return how long COPY takes from CSV that is written beforehand, as psql's \\copy reads it from a file."""
+    files = []
+    for at in range(0, ROWS, ROWS_PER_JOB):
+        file = io.StringIO()
+        csv.writer(file).writerows((*row[:4], json.dumps(row[4])) for row in rows[at : at + ROWS_PER_JOB])
+        file.seek(0)
+        files.append(file)
+    url = stage.environment["DATABASE_URL"].replace("postgresql+psycopg2://", "postgresql://")
+    connection = psycopg2.connect(url)
+    try:
+        began = time.monotonic()
+        for file in files:
+            with connection, connection.cursor() as cursor:
+                cursor.copy_expert("COPY bench_load FROM STDIN (FORMAT csv)", file)
+        return time.monotonic() - began
+    finally:
+        connection.close()
+
+
+def _orm_s(rows: list[Row]) -> float:
+    execute("TRUNCATE bench_load")
+    began = time.monotonic()
+    for at in range(0, len(rows), ROWS_PER_JOB):
+        with Session(engine()) as session, session.begin():
+            session.add_all(
+                Loaded(id=row[0], text=row[1], number=row[2], moment=datetime.fromisoformat(row[3]), data=row[4])
+                for row in rows[at : at + ROWS_PER_JOB]
+            )
+    return time.monotonic() - began
+
+
+def _loaded() -> int:
+    with transaction() as session:
+        return int(session.execute(text("SELECT count(*) FROM bench_load")).scalar_one())

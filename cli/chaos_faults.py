@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import random
@@ -192,23 +191,20 @@ def malformed_messages(name: str) -> list[bytes]:
         envelope = json.loads(message.write("cli.chaos_tasks", f"chaos-{name}-bad-{number}", "effects", 0, {}))
         holder = envelope[part] if part else envelope
         for key, value in changes.items():
-            holder.pop(key.replace("_", "-"), None) if value is None else holder.update({key.replace("_", "-"): value})
+            field = key if part else key.replace("_", "-")
+            holder.pop(field, None) if value is None else holder.update({field: value})
         return json.dumps(envelope).encode()
 
-    def body(value: object) -> str:
-        return base64.b64encode(json.dumps(value).encode()).decode()
-
-    unreadable = base64.b64encode(b"{").decode()
     return [
         f"no JSON, {name}".encode(),
         b"\xff\xfe" + name.encode(),
         json.dumps([name]).encode(),
         changed(1, "", properties=None),
-        changed(2, "", body="%%%", content_type="application/json"),
-        changed(3, "", body=unreadable),
-        changed(4, "", body=body("no triple")),
-        changed(5, "", body=body([[], {}])),
-        changed(6, "", body=body([7, {}, {}])),
+        changed(2, "properties", body_encoding="base64"),
+        changed(3, "", body="{"),
+        changed(4, "", body=json.dumps("no triple")),
+        changed(5, "", body=json.dumps([[], {}])),
+        changed(6, "", body=json.dumps([7, {}, {}])),
         changed(7, "", content_type="application/x-python-serialize"),
         changed(8, "headers", id=None),
         changed(9, "headers", task=None),
@@ -216,7 +212,7 @@ def malformed_messages(name: str) -> list[bytes]:
         changed(11, "headers", eta="the day before"),
         changed(12, "headers", compression="no-such-compression"),
         changed(13, "headers", retries="many"),
-        changed(14, "", body=body([[], {"no_such_argument": 1}, {}])),
+        changed(14, "", body=json.dumps([[], {"no_such_argument": 1}, {}])),
     ]
 
 

@@ -17,8 +17,8 @@ Payload = TypeVar("Payload", bound="JobPayload")
 #: NUL, and the halves of surrogate pairs, which JSON can carry and UTF-8 cannot.
 UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
-#: What JSON carries into a column of a table.
-Cell = Any
+#: A list of what JSON carries into the columns of a table. `BulkInsert` looks at all of them at once: they are many.
+Row = Any
 
 
 def _not_blank(text: str) -> str:
@@ -52,6 +52,13 @@ class JobPayload(BaseModel):
     def cost(self) -> int:
         """Return what the job is reckoned to take from its gate: LLM tokens, or rows."""
         raise NotImplementedError
+
+    def to_json(self) -> str:
+        """Return the arguments as JSON, those that were left out left out. Raises `ValueError`, `TypeError`."""
+        text = self.__pydantic_serializer__.to_json(self, exclude_none=True).decode()
+        if "NaN" in text or "Infinity" in text:  # no JSON, unless it stands within a text
+            json.dumps(self.model_dump(mode="json", exclude_none=True), allow_nan=False)
+        return text
 
 
 class Chat(JobPayload):
@@ -110,7 +117,7 @@ class BulkInsert(JobPayload):
 
     table: Name
     columns: list[Name] = Field(min_length=1)
-    rows: list[list[Cell]] = Field(min_length=1)
+    rows: list[Row] = Field(min_length=1)
     operation: Operation | None = None  # insert; left out, so that a worker of the version before takes it
     key: list[Name] | None = None
     on_conflict: Conflict | None = None  # fail
@@ -132,9 +139,13 @@ class BulkInsert(JobPayload):
             raise ValueError("on_conflict: is for insert; leave it out")
         if not set(self.key or ()) <= set(self.columns):
             raise ValueError(f"key: must be among the columns {', '.join(self.columns)}")
-        for number, row in enumerate(self.rows):
-            if len(row) != len(self.columns):
-                raise ValueError(f"rows[{number}]: has {len(row)} values for {len(self.columns)} columns")
+        if not set(map(type, self.rows)) <= {list, tuple}:
+            number = next(number for number, row in enumerate(self.rows) if type(row) not in (list, tuple))
+            raise ValueError(f"rows[{number}]: must be a list of values")
+        width = len(self.columns)
+        if set(map(len, self.rows)) != {width}:
+            number, row = next((number, row) for number, row in enumerate(self.rows) if len(row) != width)
+            raise ValueError(f"rows[{number}]: has {len(row)} values for {width} columns")
         return self
 
 

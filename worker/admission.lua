@@ -31,7 +31,7 @@ local function price(message)
   local known = id and redis.call('HMGET', key.job(id), 'state', 'cancel', 'deadline', 'cost', 'accepted_at', 'attempts')
     or {}
   local gone = known[2] or (known[3] and tonumber(known[3]) < now) or (known[1] and known[1] ~= 'queued')
-  -- a producer that does not say: 4 bytes a token, of a message that base64 makes a third longer
+  -- a producer that does not say: 4 bytes a token, of a message that kombu's base64 makes a third longer
   return not gone and (tonumber(known[4]) or math.ceil(#message * 3 / 16)) or nil, tonumber(known[5] or 0),
     tonumber(known[6] or 0) > 0
 end
@@ -123,21 +123,38 @@ local function owe(queue, drawn)
   redis.call('EXPIRE', credit, 86400)
 end
 
+-- Walk a list from its tail, from one place to another, and read in growing handfuls: messages may be large.
+local function from_tail(list, from, till)
+  local handful, at, size = {}, 0, 2
+  return function()
+    if at == 0 and from < till then
+      local to = math.min(from + size, till)
+      handful = redis.call('LRANGE', list, -to, -(from + 1))
+      at, from, size = #handful, to, size * 2
+    end
+    at = at - 1
+    return handful[at + 1]
+  end
+end
+
+-- A batch is in memory several times over, as messages, as values and as what is sent: more than this is two batches.
+local BATCH_BYTES = 32 * 1024 * 1024
+
 -- Plan a batch: how many of each step's list, together within the batch's limits. Gives the plan, how many jobs, what
 -- they cost, the rank of the most urgent, and whether to wait for company: in seconds.
 local function plan(queue, gate)
   local limits = rules.queues[queue].batch
   local most = gate and gate.rules.cost and math.min(limits.max_cost, gate.rules.cost.capacity) or limits.max_cost
-  local counts, jobs, cost, rank, oldest, cut = {}, 0, 0, nil, now, false
+  local counts, jobs, cost, bytes, rank, oldest, cut = {}, 0, 0, 0, nil, now, false
   for _, turn in ipairs(turns(queue)) do
     local from = counts[turn.step] or 0
-    local room = math.min(turn.most, limits.max_jobs - jobs)
-    local messages = room > 0 and not cut
-      and redis.call('LRANGE', waiting(queue, turn.step), -(from + room), -(from + 1)) or {}
-    for i = #messages, 1, -1 do
-      local each, accepted_at, tried = price(messages[i])
+    local till = from + math.min(turn.most, limits.max_jobs - jobs)
+    for message in from_tail(waiting(queue, turn.step), from, till) do
+      if cut then break end
+      local each, accepted_at, tried = price(message)
       local apart = tried and limits.retry_apart -- it may be what ended its child
-      if jobs > 0 and (apart or cost + (each or 0) > most) then
+      bytes = bytes + #message
+      if jobs > 0 and (apart or cost + (each or 0) > most or bytes > BATCH_BYTES) then
         cut = true
         break
       end
@@ -145,7 +162,6 @@ local function plan(queue, gate)
       counts[turn.step], jobs, cost = (counts[turn.step] or 0) + 1, jobs + 1, cost + (each or 0)
       rank = math.min(rank or 9, RANK[turn.step])
       oldest = math.min(oldest, accepted_at)
-      if cut then break end
     end
   end
   local full = cut or jobs >= limits.max_jobs

@@ -22,7 +22,8 @@ from redis.exceptions import ConnectionError as NotConnected
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as NoAnswer
 
-from worker import children, gates, gathering, results
+from worker import bodies, children, gates, gathering, results
+from worker.bodies import Triple, Unreadable
 from worker.broker import Broker, Delivery
 from worker.gates import Charge, Meter
 from worker.gathering import Gatherer
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 START_PAUSES_S = (0.1, 0.5)
 #: What a batch says about one of its jobs: a value, or the error that the job is to raise.
 Answer = Any
+#: Whose messages are read: what runs, and what Celery's tracer is to refuse.
+TRACED = frozenset({"started", "cancelled", "expired"})
 #: What Celery's tracer returns: whether it failed, the value as text or the error, the seconds it took.
 Traced = tuple[int, Any, float]
 
@@ -45,7 +48,6 @@ class Carried:
 
     delivery: Delivery
     charge: str
-    kwargs: dict[str, Any]
     headers: dict[str, Any]
     body: Any
     content_type: str
@@ -56,6 +58,10 @@ class Carried:
         """The priority step that it was sent with."""
         given = (self.headers.get("delivery_info") or {}).get("priority")
         return given if isinstance(given, int) else 0
+
+
+#: A job, what its message carries, and its share of the batch's answer.
+Answered = tuple[Carried, Triple, list[Answer] | None]
 
 
 class BatchJob(Job):
@@ -89,7 +95,7 @@ def strategy(task: BatchJob, app: Any, consumer: Any) -> Any:
     ahead = 0 if gates.is_limited(queue) else slots * max(0, queue.prefetch_multiplier - 1)
     send = partial(_send, task, pool, queue.name)
     # one for all connections: what was handed over before a reconnect still takes its slots
-    gatherer = gathering.of_queue.setdefault(queue.name, Gatherer(slots, ahead, send))
+    gatherer = gathering.of_queue.setdefault(queue.name, Gatherer(task.name, slots, ahead, send))
     one_by_one = consumer.on_task_request
     # default() binds the attribute once, when it makes the handler; there is no parameter for it
     consumer.on_task_request = gatherer.add
@@ -190,7 +196,6 @@ def _carried(request: Request) -> Carried:
     return Carried(
         request.delivery,
         request.charge,
-        request.kwargs,
         request.request_dict,
         message.body,
         message.content_type,
@@ -203,7 +208,7 @@ def _carried(request: Request) -> Carried:
 
 def run_in_child(name: str, batch: list[Carried]) -> list[Traced | None]:
     """Run a batch in a pool child."""
-    with children.shielded():
+    with children.shielded(), children.uncollected():
         return work(current_app.tasks[name], batch)
 
 
@@ -211,17 +216,25 @@ def work(task: BatchJob, batch: list[Carried]) -> list[Traced | None]:
     """Run a batch; return for each job what Celery's tracer returned, None for one that another worker has by now."""
     records = task.records()
     said = _started(task, records, batch)
-    running = [each for each, word in zip(batch, said, strict=True) if word == "started"]
-    jobs = [(each.delivery.id, each.kwargs) for each in running]
+    read = [_read(task, records, each) if word in TRACED else None for each, word in zip(batch, said, strict=True)]
+    running = [
+        (each, parts) for each, parts, word in zip(batch, read, said, strict=True) if parts and word == "started"
+    ]
+    jobs = [(each.delivery.id, kwargs) for each, (_, kwargs, _) in running]
     with gates.metered(_meter(task, records, batch)):
         given = answers(task, jobs) if jobs else []
-    shares = iter(zip(given, _held(records, running), strict=True))
-    answered: list[tuple[Carried, list[Answer] | None] | None] = []
-    for each, word in zip(batch, said, strict=True):
-        answer, holds = next(shares) if word == "started" else (None, word in ("cancelled", "expired") and "held")
-        # without an answer the tracer asks again whether to run, and keeps what must be kept
-        answered.append((each, answer) if holds == "held" else None)
-    return _traced(task, answered)
+    held = _held(records, [each for each, _ in running])
+    shares = {each.delivery: one for (each, _), one, word in zip(running, given, held, strict=True) if word == "held"}
+    # without an answer the tracer asks again whether to run, and keeps what must be kept
+    return _traced(
+        task,
+        [
+            (each, parts, shares.get(each.delivery))
+            if parts and (word != "started" or each.delivery in shares)
+            else None
+            for each, parts, word in zip(batch, read, said, strict=True)
+        ],
+    )
 
 
 def answers(task: BatchJob, jobs: Sequence[tuple[str, dict[str, Any]]]) -> list[Answer]:
@@ -250,6 +263,15 @@ def _started(task: BatchJob, records: Broker, batch: list[Carried]) -> list[str]
     return records.start_batch(queue, deliveries)
 
 
+def _read(task: BatchJob, records: Broker, job: Carried) -> Triple | None:
+    """Return what a job's message carries; a job whose message cannot be read is dead."""
+    try:
+        return bodies.read(job.body, job.content_type, job.content_encoding, task.app.conf.accept_content)
+    except Unreadable as error:
+        records.bury(job.delivery, error.reason, str(error))
+        return None
+
+
 def _held(records: Broker, running: list[Carried]) -> list[str]:
     """Return of each job whether this worker still holds it."""
     try:
@@ -266,7 +288,7 @@ def _meter(task: BatchJob, records: Broker, batch: list[Carried]) -> Meter:
     return Meter(records, task.lane, batch[0].step, whole)
 
 
-def _traced(task: BatchJob, answered: Sequence[tuple[Carried, list[Answer] | None] | None]) -> list[Traced | None]:
+def _traced(task: BatchJob, answered: Sequence[Answered | None]) -> list[Traced | None]:
     """Trace each job and keep all results together; if those cannot be kept, each job is to run again."""
     traced: list[Traced | None] = []
     try:
@@ -279,9 +301,9 @@ def _traced(task: BatchJob, answered: Sequence[tuple[Carried, list[Answer] | Non
     return traced
 
 
-def _trace(task: BatchJob, job: Carried, answer: list[Answer] | None) -> Traced:
+def _trace(task: BatchJob, job: Carried, parts: Triple, answer: list[Answer] | None) -> Traced:
     """Run Celery's tracer for one job, with its share of the batch's answer."""
     trace = fast_trace_task if task.app.use_fast_trace_task else trace_task_ret
     headers = {**job.headers, "forebay_answer": answer}
-    traced: Traced = trace(task.name, job.delivery.id, headers, job.body, job.content_type, job.content_encoding)
+    traced: Traced = trace(task.name, job.delivery.id, headers, parts, None, None)  # no content type: it is read
     return traced

@@ -12,11 +12,12 @@ from typing import Any
 class Gatherer:
     """The batches of one queue in this process. Requests come from the main loop, ends of batches from the threads.
 
-    ``slots``: how many batches run at a time. ``ahead``: how many may be here beyond that, so that the next one is at
-    hand when a slot is free. ``send`` gives a batch to the pool.
+    ``task``: the name of the one that does them. ``slots``: how many batches run at a time. ``ahead``: how many may be
+    here beyond that, so that the next one is at hand when a slot is free. ``send`` gives a batch to the pool.
     """
 
-    def __init__(self, slots: int, ahead: int, send: Callable[[list[Any]], None]) -> None:
+    def __init__(self, task: str, slots: int, ahead: int, send: Callable[[list[Any]], None]) -> None:
+        self.task = task
         self._free = slots
         self._room = slots + ahead
         self._send = send

@@ -19,9 +19,17 @@ end
 local ENDED = { succeeded = true, dead = true, cancelled = true, expired = true }
 local HELD = { leased = true, started = true }
 
+-- Give what stands in front of a message's body, as JSON. Only a key of the outermost object can look like this: within
+-- a text each quote has a backslash before it, and within an inner object what is cut off here is no JSON.
+local function without_body(message)
+  local at = string.find(message, ',"body":"', 1, true)
+  return at and string.sub(message, 1, at - 1) .. '}'
+end
+
 -- Give the id and the task of a message as it lies in a list; no id when it cannot be read.
 local function identify(message)
-  local readable, envelope = pcall(cjson.decode, message)
+  local readable, envelope = pcall(cjson.decode, without_body(message) or message)
+  if not readable then readable, envelope = pcall(cjson.decode, message) end
   if not readable or type(envelope) ~= 'table' then return nil, '' end
   local headers, properties = envelope.headers, envelope.properties
   if type(headers) == 'table' and type(headers.id) == 'string' and headers.id ~= '' then

@@ -15,7 +15,7 @@ from celery.worker import request, state
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from worker import cancellation, message, outcome
+from worker import bodies, cancellation, message, outcome
 from worker.broker import Broker, Delivery
 from worker.errors import BrokerUnavailable, QueueFull
 from worker.lease import Settle
@@ -46,6 +46,13 @@ class Request(request.Request):  # type: ignore[misc]
         self._ending = False
 
     _settle: Settle = staticmethod(Broker.done)
+
+    @property
+    def _payload(self) -> Any:
+        """What Celery reads callbacks from, for a job whose end it tells itself."""
+        if self._message.payload is bodies.UNREAD:
+            return self._message._decode()
+        return super()._payload
 
     @property
     def delivery(self) -> Delivery:

@@ -6,8 +6,9 @@ channel blocks on a "bell" list that accept rings, never on a list of jobs.
 
 Private parts of kombu 5.7 relied on: ``_brpop_start``, ``_brpop_read``, ``_poll_error``, ``_in_poll``,
 ``_brpop_sent_at``, ``_queue_cycle``, ``_flush_brpop_reauth``, ``_get_pool``, ``_put``, ``_purge``, ``_delete``,
-``_expires``, and ``QoS._delivered``. Everything else (connections, TLS, Sentinel, fanout, remote control, events,
-polling paused while prefetch is full, half-open connections found by the health check) is kombu's.
+``_expires``, ``QoS._delivered`` and ``Message._decoded_cache``. Everything else (connections, TLS, Sentinel, fanout,
+remote control, events, polling paused while prefetch is full, half-open connections found by the health check) is
+kombu's.
 """
 
 import logging
@@ -29,7 +30,7 @@ from kombu.utils.json import dumps, loads
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError, ResponseError
 
-from worker import gates, gathering, lease, message, scripts
+from worker import bodies, gates, gathering, lease, message, scripts
 from worker.broker import (
     NO_RULES,
     Broker,
@@ -52,6 +53,8 @@ NAP_S = 1.0
 PRECISE_S = 0.5
 #: The most jobs that one fetch hands out.
 HANDFUL = 64
+#: A mark in a message's delivery_info: it will be in a batch.
+GATHERED = "forebay_gathered"
 
 
 class QoS(kombu_redis.QoS):  # type: ignore[misc]
@@ -301,6 +304,13 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
 
     # Handing over: from a fetched message to the consumer's callback.
 
+    def message_to_python(self, raw_message: Any) -> Message:
+        """Make kombu's message. The body of one that is to be in a batch is read once: where the batch runs."""
+        made: Message = super().message_to_python(raw_message)
+        if (made.delivery_info or {}).pop(GATHERED, False) and bodies.may_wait(made):
+            made._decoded_cache = bodies.UNREAD
+        return made
+
     def _hand_over(self, fetched: list[Fetched]) -> None:
         """Deliver fetched messages in order; what could not be delivered goes back."""
         undelivered = list(fetched)
@@ -347,6 +357,9 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             )
             return None
         payload["properties"]["delivery_tag"] = fetched.delivery.tag
+        gatherer = gathering.of_queue.get(fetched.queue)
+        if gatherer is not None and payload["headers"].get("task") == gatherer.task:
+            payload["properties"]["delivery_info"][GATHERED] = True
         payload["properties"]["delivery_info"]["charge"] = fetched.charge
         if fetched.delivery.number > 1:
             payload["properties"]["delivery_info"]["redelivered"] = True

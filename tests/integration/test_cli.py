@@ -1,6 +1,5 @@
 """The commands, run as a person and as a script would run them."""
 
-import base64
 import json
 import re
 import subprocess
@@ -128,7 +127,7 @@ def test_rows_are_taken_where_no_database_can_be_reached(cli: Cli, broker: Broke
 def test_a_message_from_standard_input_is_utf_8(cli: Cli, broker: Broker) -> None:
     cli("enqueue", "chat", "-", "--priority", "NORMAL", given="naïve 漢字".encode(), PYTHONIOENCODING="latin-1")
     (sent,) = broker.redis.lrange("chat", 0, -1)
-    assert "naïve 漢字" in base64.b64decode(json.loads(sent)["body"]).decode()
+    assert "naïve 漢字" in json.loads(sent)["body"]
     refused = cli("enqueue", "chat", "-", given=b"\x7fELF\xff\xfe", code=1)
     assert r"standard input: b'\xff' at byte 4 is not UTF-8" in refused
 

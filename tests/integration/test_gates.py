@@ -1,5 +1,6 @@
 """Rate limits in the fetch: what a gate lets through, in which order, and what is put back."""
 
+import base64
 import json
 import time
 from pathlib import Path
@@ -197,8 +198,10 @@ def test_a_job_that_can_never_go_is_a_dead_letter_that_says_what_to_do(broker: B
 
 
 def test_a_job_of_a_plain_producer_is_reckoned_by_its_length(broker: Broker) -> None:
-    text = message.write("tasks.chat", "plain", "chat", 0, {"message": "x" * 4000})
-    broker.redis.lpush("chat", text)
+    envelope = json.loads(message.write("tasks.chat", "plain", "chat", 0, {"message": "x" * 4000}))
+    envelope["body"] = base64.b64encode(envelope["body"].encode()).decode()
+    envelope["properties"]["body_encoding"] = "base64"
+    broker.redis.lpush("chat", json.dumps(envelope))
     (one,) = jobs(broker, rules(tokens={"limit": 100000, "burst": 10000}))
     charge = Charge.of(one.charge)
     assert charge is not None
@@ -495,3 +498,21 @@ def test_gated_workers_take_jobs_at_the_rate_the_urgent_first_and_leave_redis_in
 
 def ran(broker: Broker) -> int:
     return int(broker.redis.llen("probe:ran"))
+
+
+def test_a_batch_is_drawn_in_order_however_long_its_queue_is(broker: Broker) -> None:
+    for number in range(40):
+        put(broker, str(number), cost=1)
+    told = rules({"chat": {"batch": {**BATCH, "max_jobs": 33}}})
+    assert [each.delivery.id for each in batches(broker, told)] == [str(number) for number in range(33)]
+    assert [each.delivery.id for each in batches(broker, told)] == [str(number) for number in range(33, 40)]
+
+
+def test_a_batch_holds_no_more_than_memory_is_meant_for(broker: Broker) -> None:
+    text = "x" * 12 * 1024 * 1024
+    for name in ("a", "b", "c"):
+        message_ = message.write("tasks.chat", name, "chat", 0, {"message": text})
+        broker.accept(Submission(name, "chat", 0, "tasks.chat", message_, fields={"cost": "1"}))
+    told = rules({"chat": {"batch": BATCH}})
+    assert [each.delivery.id for each in batches(broker, told)] == ["a", "b"]
+    assert [each.delivery.id for each in batches(broker, told)] == ["c"]

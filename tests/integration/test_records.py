@@ -362,3 +362,21 @@ def test_a_job_id_of_odd_bytes_ends_as_any_other(broker: Broker) -> None:
     assert broker.bury(fetched.delivery, "failed", "odd \udcff \ud800") == "buried"
     assert broker.redis.hget(b"forebay:job:\xff\xfe", "state") == b"dead"
     broker.redis.delete(b"forebay:job:\xff\xfe")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        '{"headers": {"id": "it", "task": "t"}, "body": "\\",\\"body\\":\\""}',
+        '{"body":"[[],{},{}]","headers":{"id":"it","task":"t"}}',
+        '{"x":{"y":1,"body":"z"},"headers":{"id":"it","task":"t"},"body":"[]"}',
+        '{"x":[{"y":1,"body":"z"}],"headers":{"id":"it","task":"t"},"body":"[]"}',
+        '{"x":",\\"body\\":\\"","headers":{"id":"it","task":"t"},"body":"[]"}',
+        '{"headers":{"id":"it","task":"t"},"body":"cut off',
+    ],
+)
+def test_the_id_of_a_message_is_found_wherever_it_stands(broker: Broker, raw: str) -> None:
+    broker.redis.lpush("chat", raw)
+    (fetched,) = fetch(broker)
+    assert fetched.delivery.id == "it"
+    assert fetched.message == raw

@@ -129,13 +129,12 @@ def task_message(**changes: object) -> bytes:
             envelope["headers"][part] = value
             if value is None:
                 del envelope["headers"][part]
+        elif part == "base64":
+            envelope["body"] = base64.b64encode(str(value).encode()).decode()
+            envelope["properties"]["body_encoding"] = "base64"
         else:
             envelope[part.replace("_", "-")] = value
     return json.dumps(envelope).encode()
-
-
-def encoded(body: object) -> str:
-    return base64.b64encode(json.dumps(body).encode()).decode()
 
 
 BAD = [
@@ -149,11 +148,14 @@ BAD = [
     (task_message(id="b", task=None), b"no task named"),
     (task_message(id=None), b"malformed"),
     (task_message(id="c", eta="yesterday, perhaps"), b"malformed"),
-    (task_message(id="d", body=encoded("not a triple")), b"malformed"),
-    (task_message(id="e", body=encoded([[], {}])), b"malformed"),
-    (task_message(id="f", body=base64.b64encode(b"{not json").decode()), b"undecodable"),
-    (task_message(id="g", content_type="application/x-python-serialize"), b"invalid task"),
-    (task_message(id="h", body=encoded([[], {"text": 7}, {}])), b"failed"),
+    (task_message(id="d", body='"not a triple"'), b"malformed"),
+    (task_message(id="e", base64="[[], {}]"), b"malformed"),
+    (task_message(id="f", body="{not json"), b"undecodable"),
+    (task_message(id="g", base64="{not json"), b"undecodable"),
+    (task_message(id="h", content_type="application/x-python-serialize"), b"invalid task"),
+    (task_message(id="l", body='[[], {"text": 7}, {}]'), b"failed"),
+    (task_message(id="m", base64='[[], {"text": 7}, {}]'), b"failed"),
+    (task_message(id="n", body='[[], {"__type__": "no such", "__value__": 1}, {}]'), b"undecodable"),
 ]
 
 

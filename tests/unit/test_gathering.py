@@ -14,7 +14,7 @@ def hand_over(gatherer: Gatherer, *requests: str) -> None:
 
 def test_so_many_batches_run_and_the_others_wait_for_a_slot() -> None:
     sent: list[list[Any]] = []
-    gatherer = Gatherer(slots=1, ahead=1, send=sent.append)
+    gatherer = Gatherer("a.task", slots=1, ahead=1, send=sent.append)
     assert gatherer.room == 2
     hand_over(gatherer, "a", "b")
     hand_over(gatherer, "c")
@@ -34,7 +34,7 @@ def test_a_batch_of_which_nothing_is_wanted_any_more_ends_while_it_is_sent() -> 
         if batch == ["revoked"]:
             gatherer.ended()
 
-    gatherer = Gatherer(slots=1, ahead=2, send=send)
+    gatherer = Gatherer("a.task", slots=1, ahead=2, send=send)
 
     def history() -> None:
         for name in ("first", "revoked", "last"):

@@ -4,11 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from worker.broker import Broker
+from worker.broker import ENDED, Broker
 from worker.priority import STEPS
 
 WAITING = ("queued", "delayed", "leased", "started", "replaced")
-ENDS = ("succeeded", "dead", "cancelled", "expired")
 #: Complaints of one kind that are told; more say nothing new.
 TOLD = 3
 
@@ -42,7 +41,7 @@ class Found:
         """Ended as it should without its whole effect, or neither ended nor waiting where a worker finds it."""
         if self.state in self.job.ends:
             return self.rows < self.job.rows
-        return self.state not in ENDS and not (self.state in WAITING and self.placed)
+        return self.state not in ENDED and not (self.state in WAITING and self.placed)
 
     @property
     def doubled(self) -> bool:
@@ -52,7 +51,7 @@ class Found:
     @property
     def surprising(self) -> bool:
         """Ended as this job should not, with half an effect, or with one where there should be none."""
-        wrong_end = self.state in ENDS and self.state not in self.job.ends
+        wrong_end = self.state in ENDED and self.state not in self.job.ends
         wrong_reason = self.state == "dead" and not wrong_end and self.reason not in self.job.reasons
         return wrong_end or wrong_reason or 0 < self.rows < self.job.rows or self.rows > self.job.rows == 0
 
@@ -88,7 +87,7 @@ class Verdict:
         return {
             "fault": self.fault,
             "accepted": self.accepted,
-            **{state: self.states.get(state, 0) for state in ENDS},
+            **{state: self.states.get(state, 0) for state in ENDED},
             "waiting": self.waiting,
             "lost": self.lost,
             "doubled": self.doubled,

@@ -1,13 +1,27 @@
 """Do many jobs at once, and find the one at fault when that fails."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tasks import fault
+from tasks.payloads import Payload, check
 from worker.batching import Answer
 from worker.outcome import Fault
 
 T = TypeVar("T")
+
+
+def readable(
+    kind: type[Payload], jobs: Sequence[tuple[str, dict[str, Any]]]
+) -> tuple[list[tuple[str, Payload]], dict[str, Answer]]:
+    """Return the jobs whose arguments fit, and the errors of the others: a producer may send anything."""
+    fit, errors = [], {}
+    for job_id, arguments in jobs:
+        try:
+            fit.append((job_id, check(kind, **arguments)))
+        except Exception as error:
+            errors[job_id] = error
+    return fit, errors
 
 
 def apart(do: Callable[[Sequence[T]], Sequence[Answer]], several: Sequence[T]) -> list[Answer]:

@@ -9,7 +9,7 @@ from uuid import NAMESPACE_OID, uuid5
 from db import bulk, changes
 from db.changes import Change, Conflict, Operation
 from tasks import enqueue, fault
-from tasks.apart import apart
+from tasks.apart import apart, readable
 from tasks.enqueue import Options
 from tasks.payloads import BulkInsert, check
 from worker.app import app
@@ -33,16 +33,11 @@ class BulkInsertJob(BatchJob):
 
         What fails for good is halved until the job at fault stands alone: only its bad rows fail.
         """
-        answers: dict[str, Answer] = {}
+        given, answers = readable(BulkInsert, jobs)
         asked: dict[tuple[object, ...], list[One]] = defaultdict(list)
-        for job_id, arguments in jobs:
-            try:
-                one = check(BulkInsert, **arguments)
-            except Exception as error:  # a producer that does not check may send anything
-                answers[job_id] = error
-            else:
-                alike = (one.table, tuple(one.columns)) if _is_plain(one) else (job_id,)
-                asked[alike].append((job_id, one))
+        for job_id, one in given:
+            alike = (one.table, tuple(one.columns)) if _is_plain(one) else (job_id,)
+            asked[alike].append((job_id, one))
         for ones in asked.values():
             answers.update(zip((job_id for job_id, _ in ones), apart(_do, ones), strict=True))
         return [answers[job_id] for job_id, _ in jobs]

@@ -9,8 +9,8 @@ from uuid import uuid4
 from db import documents
 from db.documents import Document
 from tasks import cached, fault
-from tasks.apart import apart
-from tasks.payloads import Embedding, check
+from tasks.apart import apart, readable
+from tasks.payloads import Embedding
 from worker import gates
 from worker.app import app
 from worker.batching import Answer, BatchJob
@@ -38,15 +38,10 @@ class EmbeddingJob(BatchJob):
         What fails for good is halved until the job at fault stands alone: only that job fails. Of two jobs with one
         key, the later one's document stays.
         """
-        answers: dict[str, Answer] = {}
+        given, answers = readable(Embedding, jobs)
         asked: dict[str | None, list[One]] = defaultdict(list)
-        for job_id, arguments in jobs:
-            try:
-                one = check(Embedding, **arguments)
-            except Exception as error:  # a producer that does not check may send anything
-                answers[job_id] = error
-            else:
-                asked[one.model].append((job_id, one))
+        for job_id, one in given:
+            asked[one.model].append((job_id, one))
         for model, ones in asked.items():
             answers.update(zip((job_id for job_id, _ in ones), apart(partial(_embed, model), ones), strict=True))
         made = [(job_id, answers[job_id]) for job_id, _ in jobs if isinstance(answers[job_id], Document)]

@@ -106,7 +106,7 @@ class Job:
         state = broker.connect().cancel(self.id)
         if not state:
             raise UnknownJob(f"job {self.id!r} is not known; there is nothing to cancel")
-        return state not in ("succeeded", "dead")
+        return state not in broker.ENDED
 
     def _value(self) -> Any:
         from worker.app import app  # Celery is loaded by those who read results

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from worker import broker
@@ -60,7 +60,6 @@ class _Place:
     text: str | None = ""
     whole: bool = False
     from_result: int | None = None
-    client: broker.Broker = field(default_factory=broker.connect)
 
     def follow(self, entry: str, fields: dict[bytes, bytes]) -> Event | None:
         """Go on by one entry; return what the caller is told of it."""
@@ -84,15 +83,15 @@ class _Place:
 def read(job: Job, after: str | None, timeout: float | None) -> Iterator[Event]:
     """Yield a job's events behind the one whose id is ``after``: see `tasks.job.Job.stream`."""
     if job._inline is not None:
-        yield from _finished(_Place(client=None), job._inline.value())  # type: ignore[arg-type]
+        yield from _finished(_Place(), job._inline.value())
         return
     until = None if timeout is None else time.monotonic() + timeout
-    record = job.record()
-    place = _place(job.id, after)
+    records, record = broker.connect(), job.record()
+    place = _place(records, job.id, after)
     checked_at, pause_s = time.monotonic(), BLOCK_S
     while True:
-        ended = record["state"] in ("succeeded", "dead", "cancelled", "expired")
-        entries = _entries(place, job.id, 0 if ended else pause_s, until)
+        ended = record["state"] in broker.ENDED
+        entries = _entries(records, place, job.id, 0 if ended else pause_s, until)
         for entry, fields in entries:
             event = place.follow(entry, fields)
             if event is not None:
@@ -109,7 +108,7 @@ def read(job: Job, after: str | None, timeout: float | None) -> Iterator[Event]:
     yield from _finished(place, job.result(timeout))
 
 
-def _place(job_id: str, after: str | None) -> _Place:
+def _place(records: broker.Broker, job_id: str, after: str | None) -> _Place:
     """Return the place behind an event; the text up to it is read again, and not given again."""
     place = _Place()
     if after is None:
@@ -120,7 +119,7 @@ def _place(job_id: str, after: str | None) -> _Place:
     if given[2]:
         place.entry, place.from_result = given[1], int(given[2])
         return place
-    known = place.client.redis.xrange(place.client.keys.stream(job_id), max=given[1])
+    known = records.redis.xrange(records.keys.stream(job_id), max=given[1])
     for entry, fields in known:
         place.follow(entry.decode(), fields)
     if given[1] not in (place.entry, START):
@@ -129,11 +128,13 @@ def _place(job_id: str, after: str | None) -> _Place:
     return place
 
 
-def _entries(place: _Place, job_id: str, block_s: float, until: float | None) -> list[tuple[str, dict[bytes, bytes]]]:
+def _entries(
+    records: broker.Broker, place: _Place, job_id: str, block_s: float, until: float | None
+) -> list[tuple[str, dict[bytes, bytes]]]:
     if until is not None:
         block_s = min(block_s, max(0.0, until - time.monotonic()))
     block_ms = int(block_s * 1000) or None  # zero would wait for ever
-    reply = place.client.redis.xread({place.client.keys.stream(job_id): place.entry}, count=MOST_READ, block=block_ms)
+    reply = records.redis.xread({records.keys.stream(job_id): place.entry}, count=MOST_READ, block=block_ms)
     return [(entry.decode(), fields) for _, entries in reply or () for entry, fields in entries]
 
 

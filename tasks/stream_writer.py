@@ -31,7 +31,6 @@ class Writer:
     def __init__(self, records: Broker, delivery: Delivery) -> None:
         self._records = records
         self._delivery = delivery
-        self._entries: list[tuple[str, int, str]] = []
         self._pending = ""
         self._at = 0
         self._written_bytes = 0

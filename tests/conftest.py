@@ -43,7 +43,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if wanted.numprocesses is None and not serial and any(Path(name).is_dir() for name in config.args):
         wanted.numprocesses = min((os.cpu_count() or 1) + 1, 4)
     if wanted.numprocesses and wanted.dist == "no":
-        wanted.dist = "loadgroup"
+        wanted.dist = "worksteal"  # neighbours mostly stay together, and with them what a module's tests share
 
 
 @pytest.fixture(scope="session")

@@ -60,6 +60,10 @@ class Submission:
         ]
 
 
+#: The states in which a job's record stays.
+ENDED = ("succeeded", "dead", "cancelled", "expired")
+
+
 @dataclass(frozen=True)
 class Delivery:
     """One hand-over of a job to a worker process. The number is the fence: each delivery of a job has a higher one."""

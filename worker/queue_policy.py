@@ -20,6 +20,14 @@ PRIORITIES = tuple(priority.name.lower() for priority in Priority)
 MOST_SHARED = 0.5
 
 
+def _at_least(name: str, value: float, info: ValidationInfo) -> float:
+    """Return a longest time, unless it is shorter than the first one, which the field ``name`` holds."""
+    first = info.data.get(name)
+    if first is not None and first > value:
+        raise ValueError(f"must be at least {name}, which is {first:g}")
+    return value
+
+
 class Retry(Model):
     """How often and how far apart a failed job is tried: see `worker.outcome.decide`."""
 
@@ -31,10 +39,7 @@ class Retry(Model):
     @field_validator("backoff_max_s")
     @classmethod
     def _grows(cls, backoff_max_s: float, info: ValidationInfo) -> float:
-        backoff_s = info.data.get("backoff_s")
-        if backoff_s is not None and backoff_s > backoff_max_s:
-            raise ValueError(f"must be at least backoff_s, which is {backoff_s:g}")
-        return backoff_max_s
+        return _at_least("backoff_s", backoff_max_s, info)
 
 
 class Batch(Model):
@@ -68,10 +73,7 @@ class Breaker(Model):
     @field_validator("open_max_s")
     @classmethod
     def _grows(cls, open_max_s: float, info: ValidationInfo) -> float:
-        open_s = info.data.get("open_s")
-        if open_s is not None and open_s > open_max_s:
-            raise ValueError(f"must be at least open_s, which is {open_s:g}")
-        return open_max_s
+        return _at_least("open_s", open_max_s, info)
 
 
 class Fallback(Model):

@@ -17,8 +17,6 @@ from db.documents import Document
 from tasks import enqueue
 from worker.broker import Broker
 
-pytestmark = pytest.mark.xdist_group("heavy")  # one at a time: each starts servers and workers of its own
-
 ROOT = Path(__file__).resolve().parents[2]
 TELLING = (
     "sigkill-worker",

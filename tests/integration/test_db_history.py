@@ -17,9 +17,6 @@ from db.errors import ConversationError, PageError, TextError, UnknownConversati
 from db.paging import Page, Place
 from tests.plans import Asked, recorded
 
-# One server has the data of all of them, which takes seconds to make.
-pytestmark = pytest.mark.xdist_group("store")
-
 BIG, SMALL, HUNDRED = 100_000, 20, 100
 WORDS = "river dam turbine water level gate sluice intake canal spillway penstock pressure head flow basin valve"
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -21,8 +21,6 @@ from dev import addresses, ports, postgres, stack
 from dev.errors import StackError
 from tests.eventually import eventually
 
-pytestmark = pytest.mark.xdist_group("heavy")  # one at a time: each starts servers and workers of its own
-
 ROOT = Path(__file__).resolve().parents[2]
 DATABASES = ("valkey", "postgres")
 

@@ -186,6 +186,7 @@ def test_what_cannot_be_kept_of_a_cancelled_job_does_not_bury_it(workers: Worker
     assert job.cancel()
     worker = workers.probes("threads")
     eventually(lambda: job.record()["state"] == "cancelled")
+    assert not job.cancel(), "it has ended by now"
     assert "what was to be kept of it is not" in worker.said()
     assert counter(broker, "dead") == 0
 

@@ -2,7 +2,6 @@
 
 import random
 
-import pytest
 from sqlalchemy import text
 
 from db.engine import transaction
@@ -10,8 +9,6 @@ from tasks import Embedding, enqueue
 from tests.eventually import eventually
 from tests.workers import Workers
 from worker.broker import Broker
-
-pytestmark = pytest.mark.xdist_group("heavy")  # one at a time: each starts many workers
 
 KILLS = 8
 SEED = 20

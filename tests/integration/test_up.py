@@ -16,8 +16,6 @@ from tests.eventually import eventually
 from worker import overview
 from worker.broker import Broker
 
-pytestmark = pytest.mark.xdist_group("heavy")  # one at a time: each starts servers and workers of its own
-
 ROOT = Path(__file__).resolve().parents[2]
 LANES = ["bulk_insert", "chat", "embedding"]
 

@@ -60,6 +60,15 @@ class Submission:
         ]
 
 
+#: What to do about a Redis that answers and refuses to write, by a word of its refusal.
+REMEDIES = {
+    "maxmemory": "give it memory or let the workers drain it",
+    "MISCONF": "it cannot write to its disk: make room there or let it write",
+    "read only": "it is a replica: let CELERY_BROKER_URL name the primary, or the Sentinels",
+    "good replicas": "too few of its replicas are there: bring them back",
+    "permission": "let its user write and run scripts",
+}
+
 #: The states in which a job's record stays.
 ENDED = ("succeeded", "dead", "cancelled", "expired")
 
@@ -392,4 +401,6 @@ def _unreachable_at(where: str, error: Exception) -> str:
 
 
 def _refusing(error: Exception) -> str:
-    return f"the broker takes no jobs now: {error}; give it memory or let the workers drain it, then send again"
+    said = str(error)
+    remedy = next((remedy for word, remedy in REMEDIES.items() if word in said), "its log says why; mend it")
+    return f"the broker takes no jobs now: {said}; {remedy}, then send again"

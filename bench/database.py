@@ -1,8 +1,8 @@
-"""All that PostgreSQL does: rows that are loaded, conversations that are read, documents that are found."""
+"""All that PostgreSQL does: rows are loaded, conversations read, documents found, statements timed."""
 
 from collections.abc import Iterator
 
-from bench import load, store
+from bench import load, statements, store
 from bench.line import Line
 from bench.stage import Stage
 
@@ -11,3 +11,4 @@ def run(stage: Stage) -> Iterator[Line]:
     """Measure one after the other."""
     yield from load.run(stage)
     yield from store.run(stage)
+    yield from statements.run(stage)

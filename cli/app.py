@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from cli import bench, cache, chaos, checks, database, dead, demo, enqueue, jobs, machine, stats, workers
+from cli import bench, cache, chaos, checks, database, dead, demo, enqueue, jobs, machine, queries, stats, workers
 from cli.output import err
 from dev import addresses, stack
 from worker.errors import ForebayError
@@ -29,6 +29,7 @@ dead.register(app)
 stats.register(app)
 cache.register(app)
 database.register(app)
+queries.register(app)
 demo.register(app)
 chaos.register(app)
 bench.register(app)

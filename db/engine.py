@@ -12,9 +12,12 @@ from typing import TypeVar
 import sqlalchemy
 from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
 
+from db import statements
 from db.errors import SettingError
 from db.pool import NamedPool, PoolState
+from db.statements import Limits
 
 _SCHEMES = {"postgresql", "postgresql+psycopg2"}
 _MAX_INT32 = 2**31 - 1
@@ -48,6 +51,7 @@ class Settings:
     keepalives_idle_s: int
     keepalives_interval_s: int
     keepalives_count: int
+    statements: Limits  # from when on a statement is slow
 
 
 def settings(environment: Mapping[str, str] = os.environ) -> Settings:
@@ -101,6 +105,12 @@ def settings(environment: Mapping[str, str] = os.environ) -> Settings:
         keepalives_idle_s=whole("DATABASE_KEEPALIVES_IDLE_S", 30, 1),
         keepalives_interval_s=whole("DATABASE_KEEPALIVES_INTERVAL_S", 10, 1),
         keepalives_count=whole("DATABASE_KEEPALIVES_COUNT", 5, 1),
+        statements=Limits(
+            slow_s=seconds("QUERY_SLOW_THRESHOLD", 0.1, 0.0),
+            warning_s=seconds("QUERY_SLOW_WARNING", 0.5, 0.0),
+            error_s=seconds("QUERY_SLOW_ERROR", 1.0, 0.0),
+            is_on=switch("QUERY_SLOW_ENABLED"),
+        ),
     )
     if faults:
         raise SettingError("; ".join(faults))
@@ -196,6 +206,10 @@ def _make(given: Settings) -> Engine:
             connection.exec_driver_sql(limit)
 
         event.listen(made, "begin", set_limit)
+    aside = sqlalchemy.create_engine(
+        given.url, poolclass=NullPool, connect_args=connect_arguments(given), hide_parameters=True
+    )
+    statements.watch(made, given.statements, aside)
     return made
 
 

@@ -45,6 +45,10 @@ class UnknownConversationError(ConversationError):
     """A user has no conversation of this id."""
 
 
+class UnknownStatementError(StoreError):
+    """No slow statement has this fingerprint, or several have."""
+
+
 class PageError(StoreError):
     """A page was asked for that is too large, or that begins at a place that is none."""
 

@@ -128,6 +128,22 @@ class Receipt(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
+class SlowStatement(Base):
+    """The slow runs of statements that differ only in their values: see `slow_statements`."""
+
+    __tablename__ = "slow_statements"
+
+    fingerprint: Mapped[str] = mapped_column(primary_key=True)
+    statement: Mapped[str]
+    calls: Mapped[int] = mapped_column(BigInteger)
+    total_ms: Mapped[float] = mapped_column(Double)
+    longest_ms: Mapped[float] = mapped_column(Double)
+    failures: Mapped[int] = mapped_column(BigInteger)
+    plan: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    first_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    last_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
 class UnicodeCharacter(Base):
     """A named character; `character` is null where PostgreSQL cannot store it (surrogates, U+0000)."""
 

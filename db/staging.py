@@ -12,7 +12,7 @@ import psycopg2
 from psycopg2 import sql
 from sqlalchemy.orm import Session
 
-from db import copy_text, schema
+from db import copy_text, schema, statements
 from db.errors import Fault, RowError, TableError, fault_of, place_of
 from db.schema import Column
 
@@ -156,7 +156,8 @@ def _cursor(session: Session, table: str, copied: str, columns: Sequence[Column]
 
 def _copy(cursor: Any, into: sql.Identifier, columns: Sequence[Column], data: bytes) -> None:
     statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT text, ENCODING 'UTF8')").format(into, _names(columns))
-    cursor.copy_expert(statement, io.BytesIO(data), _CHUNK_BYTES)
+    with statements.timed(statement.as_string(cursor)):
+        cursor.copy_expert(statement, io.BytesIO(data), _CHUNK_BYTES)
 
 
 def _lock(cursor: Any, table: str, key: Sequence[str]) -> None:

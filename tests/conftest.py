@@ -8,6 +8,7 @@ import pytest
 
 from dev import addresses, faulty_provider, stack
 from dev.faulty_provider import FaultyProvider
+from tests.commands import Cli
 from tests.workers import Workers
 from worker import broker as brokers
 from worker import lease
@@ -114,6 +115,11 @@ def workers(machine: stack.Started, broker: Broker, database: None, tmp_path: Pa
     started = Workers(ROOT, dict(machine.environment), broker, tmp_path)
     yield started
     started.stop()
+
+
+@pytest.fixture
+def cli(machine: stack.Started, workers: Workers) -> Cli:
+    return Cli(dict(machine.environment))
 
 
 def _is_open(connected: Broker, key: str) -> bool:

@@ -44,13 +44,13 @@ class Loaded(Base):
 
 
 def run(stage: Stage) -> Iterator[Line]:
-    """Load the same rows in four ways."""
+    """Load the same rows in four ways: two workers with two children each, as many of plain Celery, COPY, the ORM."""
     execute("DROP TABLE IF EXISTS bench_load")
     execute(TABLE)
     rows = [_row(number) for number in range(ROWS)]
     orm, plain = ORM_ROWS / _orm_s(rows[:ORM_ROWS]), ROWS / _plain_s(stage, rows)
     rounds: list[tuple[float, float]] = []
-    with stage.workers("bulk_insert", 2, {"FOREBAY_BULK_INSERT_CONCURRENCY": "1"}) as workers:
+    with stage.workers("bulk_insert", 2) as workers:
         _ours_s(stage, rows[: ROWS // 10])
         warm_mib = sum(map(resident_mib, workers))
         for _ in range(ROUNDS):  # in turn, since the machine is not always as fast
@@ -75,7 +75,7 @@ def _ours_s(stage: Stage, rows: list[Row]) -> float:
 
 def _plain_s(stage: Stage, rows: list[Row]) -> float:
     execute("TRUNCATE bench_load")
-    with stage.plain("prefork", 2) as (app, _):
+    with stage.plain("prefork", 4) as (app, _):
         began = time.monotonic()
         for at in range(0, ROWS, ROWS_PER_JOB):
             app.send_task("plain.load", (rows[at : at + ROWS_PER_JOB],), ignore_result=True)

@@ -40,8 +40,9 @@ def may_wait(message: Message) -> bool:
 def read(body: Any, content_type: str, content_encoding: str, accepted: Any) -> Triple:
     """Return a body's three parts, read as Celery reads it. Raises `Unreadable`."""
     try:
-        if content_type == JSON and isinstance(body, str) and _TAG not in body:
-            parts = json.loads(body)
+        text = body.decode() if isinstance(body, bytes) else body  # kombu makes bytes of it when it reads a message
+        if content_type == JSON and isinstance(text, str) and _TAG not in text:
+            parts = json.loads(text)
         else:
             parts = loads_message(body, content_type, content_encoding, accept=prepare_accept_content(accepted))
     except Exception as error:

@@ -109,8 +109,8 @@ CIRCULAR.append(CIRCULAR)
         (ARRAY, [None, ["fine", b""]], 2, "type bytes"),
         (ARRAY, [CIRCULAR], 1, "recursion"),
         (JSON, [{}, {"a": float("nan")}], 2, "not JSON compliant"),
-        (JSON, [{}, {"a": {1, 2}}], 2, "set is not JSON serializable"),
-        (JSON, [{}, CIRCULAR], 2, "recursion"),
+        (JSON, [{}, {"a": object()}], 2, "Unable to serialize"),
+        (JSON, [{}, CIRCULAR], 2, "Circular"),
         (VECTOR, [[1.0], {"a": 1}], 2, "takes lists of numbers"),
     ],
 )

@@ -1,10 +1,12 @@
 """Commands for what the database keeps: its indexes, and the change from one embedding model to another."""
 
+import hashlib
 from typing import Annotated
 
 import typer
 
 from cli.output import as_json, err, out, table
+from cli.output import progress as progress_bar
 
 Old = Annotated[str, typer.Argument(help="The model whose vectors are there.")]
 New = Annotated[str, typer.Argument(help="The model that takes over.")]
@@ -15,6 +17,7 @@ def register(app: typer.Typer) -> None:
     app.command()(indexes)
     vectors = typer.Typer(help="Vectors of documents: their indexes, and how far a change of the model is.")
     vectors.command()(index)
+    vectors.command()(reembed)
     vectors.command()(progress)
     vectors.command()(retire)
     app.add_typer(vectors, name="vectors")
@@ -48,6 +51,48 @@ def index(model: Annotated[str, typer.Argument(help="The model as stored with th
     for built in vector_indexes.build(model):
         what = "built" if built.is_new else "stands already"
         out.print(f"{built.name} for {built.dimensions} dimensions: {what}", markup=False, soft_wrap=True)
+
+
+def reembed(
+    old: Old,
+    new: New,
+    priority: Annotated[str, typer.Option(help="CRITICAL, HIGH, NORMAL, LOW or BATCH.")] = "BATCH",
+    as_json_: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Enqueue an embedding job of the new model for each document that has a vector of the old one alone.
+
+    The old vectors stay and are found until `retire`. Again, it enqueues what is missing and not under way.
+    """
+    from db import reembedding
+    from tasks import Embedding, enqueue
+    from tasks.enqueue import Options
+
+    sent, after = 0, ""
+    whole = reembedding.progress(old, new)
+    with progress_bar() as bars:
+        bar = bars.add_task("enqueueing", total=whole.old - whole.done, note="documents")
+        while found := reembedding.missing(old, new, after=after):
+            after = found[-1][0]
+            enqueue.many(
+                [
+                    (
+                        Embedding(text=content, key=key, model=new, add=True),
+                        Options(priority, _job_id(new, key, content)),
+                    )
+                    for key, content in found
+                ]
+            )
+            sent += len(found)
+            bars.update(bar, completed=sent)
+    if as_json_:
+        as_json({"jobs": sent})
+    else:
+        out.print(f"{sent:,} jobs; `./forebay vectors progress {old} {new}` says how far they are", markup=False)
+
+
+def _job_id(model: str, key: str, content: str) -> str:
+    """Return the same id for the same text of the same document, so that a repeated command makes no second job."""
+    return "reembed-" + hashlib.sha256("\0".join((model, key, content)).encode()).hexdigest()[:32]
 
 
 def progress(old: Old, new: New) -> None:

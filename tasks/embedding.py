@@ -44,9 +44,14 @@ class EmbeddingJob(BatchJob):
             asked[one.model].append((job_id, one))
         for model, ones in asked.items():
             answers.update(zip((job_id for job_id, _ in ones), apart(partial(_embed, model), ones), strict=True))
+        added = {job_id for job_id, one in given if one.add}
         made = [(job_id, answers[job_id]) for job_id, _ in jobs if isinstance(answers[job_id], Document)]
-        stored = apart(documents.store, [document for _, document in made])
-        answers.update(zip((job_id for job_id, _ in made), stored, strict=True))
+        for keep, some in (
+            (documents.store, [each for each in made if each[0] not in added]),
+            (_add, [each for each in made if each[0] in added]),
+        ):
+            kept = apart(keep, [document for _, document in some])
+            answers.update(zip((job_id for job_id, _ in some), kept, strict=True))
         return [answers[job_id] for job_id, _ in jobs]
 
 
@@ -72,3 +77,9 @@ def _embed(model: str | None, ones: Sequence[One]) -> list[Document]:
         Document(key=one.key or job_id, content=one.text, embedding=vector, model=reply.model, job_id=job_id)
         for (job_id, one), vector in zip(ones, reply.vectors, strict=True)
     ]
+
+
+def _add(some: Sequence[Document]) -> list[dict[str, Any]]:
+    """Keep vectors beside those of other models. A second run finds them there, so it needs no receipt."""
+    documents.add(some)
+    return [{"key": each.key, "model": each.model, "dimensions": len(each.embedding)} for each in some]

@@ -91,7 +91,10 @@ class Chat(JobPayload):
 
 
 class Embedding(JobPayload):
-    """One text to be kept with its vector under ``key`` (by default the job's id)."""
+    """One text to be kept with its vector under ``key`` (by default the job's id).
+
+    ``add``: the vector of a further model, kept beside the others, and only while the document has this very text.
+    """
 
     queue = "embedding"
     task = "tasks.embedding"
@@ -99,9 +102,16 @@ class Embedding(JobPayload):
     text: Text
     key: Name | None = None
     model: Name | None = None
+    add: bool | None = None  # left out when it is not wanted, so that a worker of the version before takes the job
 
     def cost(self) -> int:
         return tokens.estimate(self.text)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Embedding":
+        if self.add and not self.key:
+            raise ValueError("key: is required with add; name the document")
+        return self
 
 
 class BulkInsert(JobPayload):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from cli import bench, cache, chaos, checks, database, dead, demo, enqueue, jobs, machine, queries, stats, workers
+from cli import bench, bulk, cache, chaos, checks, database, dead, demo, enqueue, jobs, machine, queries, stats, workers
 from cli.output import err
 from dev import addresses, stack
 from worker.errors import ForebayError
@@ -25,6 +25,7 @@ machine.register(app)
 workers.register(app)
 enqueue.register(app)
 jobs.register(app)
+bulk.register(app)
 dead.register(app)
 stats.register(app)
 cache.register(app)

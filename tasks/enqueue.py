@@ -20,6 +20,8 @@ from worker.queue_policy import Queue
 #: Seconds from now, or a moment with its time zone.
 When = float | timedelta | datetime
 
+Rows = Iterable[Mapping[str, Any] | Sequence[Any]]
+
 OFF = frozenset({"false", "0", "no", "off"})
 
 
@@ -95,6 +97,21 @@ def bulk_insert(
     return group
 
 
+def bulk_update(table: str, rows: Rows, *, key: Sequence[str], **rest: Any) -> Group:
+    """Enqueue rows that change those with the same ``key``, columns of a unique index; else as `bulk_insert`."""
+    return bulk_insert(table, rows, operation="update", key=list(key), **rest)
+
+
+def bulk_upsert(table: str, rows: Rows, *, key: Sequence[str], **rest: Any) -> Group:
+    """Enqueue rows that are inserted, or change those with the same ``key``; else as `bulk_insert`."""
+    return bulk_insert(table, rows, operation="upsert", key=list(key), **rest)
+
+
+def bulk_delete(table: str, rows: Rows, *, key: Sequence[str], **rest: Any) -> Group:
+    """Enqueue the keys of rows to be deleted; else as `bulk_insert`."""
+    return bulk_insert(table, rows, operation="delete", key=list(key), **rest)
+
+
 def many(
     jobs: Sequence[JobPayload | tuple[JobPayload, Options]],
     *,
@@ -109,11 +126,16 @@ def many(
     common = options or Options()
     orders = [job if isinstance(job, tuple) else (job, common) for job in jobs]
     submissions = [_submission(payload, each) for payload, each in orders]
-    if os.environ.get("ASYNC_PROCESSING_ENABLED", "").strip().lower() in OFF:
+    if is_inline():
         from tasks import inline
 
         return [inline.run(payload, one.id) for (payload, _), one in zip(orders, submissions, strict=True)]
     return [Job(job_id) for job_id in broker.connect().accept_many(submissions, on_progress)]
+
+
+def is_inline() -> bool:
+    """Say whether ASYNC_PROCESSING_ENABLED lets jobs run in the caller."""
+    return os.environ.get("ASYNC_PROCESSING_ENABLED", "").strip().lower() in OFF
 
 
 def _submission(payload: JobPayload, options: Options) -> Submission:

@@ -35,6 +35,7 @@ STEMS = {
         "list: ids of waiting jobs whose message names none, by queue and SHA-1; permanent",
     ),
     "stream": ("forebay:stream:", "stream: a chat's text as it is written; retention.stream_s from the last write"),
+    "group": ("forebay:group:", "hash: digests of a bulk group's jobs, how far it was sent; retention.dead_s"),
     "serial": ("forebay:serial", "string: numbers messages that carry no readable id; permanent"),
 }
 
@@ -101,6 +102,9 @@ class Keys:
 
     def stream(self, job_id: str) -> str:
         return self._key("stream", job_id)
+
+    def group(self, name: str) -> str:
+        return self._key("group", name)
 
     def owners(self) -> str:
         return self._key("owners")

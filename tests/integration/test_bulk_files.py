@@ -1,0 +1,207 @@
+"""Files of rows by command: every format, what is refused, and groups that are broken off and taken up again."""
+
+import json
+import subprocess
+import sys
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sqlalchemy import text
+
+from cli import row_file
+from cli.bulk import bulk
+from db.engine import transaction
+from tasks import enqueue
+from tasks.bulk_group import BulkGroup
+from tests.eventually import eventually
+from tests.integration.test_cli import Cli, cli
+from tests.integration.test_jobs import scalar
+from tests.workers import Workers
+from worker.broker import Broker
+from worker.errors import JobRefused
+
+__all__ = ["cli"]
+TABLE = "unicode_characters"
+HOSTILE = [
+    "tab\there",
+    'a "quote"',
+    "back\\slash \\N \\.",
+    "two\nlines",
+    "crlf\r\nline",
+    "naïve 漢字 🎉",
+    "",
+    ",",
+    "'; DROP TABLE x",
+]
+
+
+def names() -> list[str]:
+    with transaction() as session:
+        return list(session.scalars(text(f"SELECT name FROM {TABLE} ORDER BY codepoint")))
+
+
+def write(file: Path, kind: str) -> None:
+    if kind == "csv":
+        quoted = ['"' + each.replace('"', '""') + '"' for each in HOSTILE]
+        lines = "codepoint,name,numeric\n" + "".join(f"{n},{each},\r\n" for n, each in enumerate(quoted))
+        file.write_bytes(b"\xef\xbb\xbf" + lines.encode())
+    elif kind == "jsonl":
+        rows = [{"codepoint": n, "name": each, "numeric": None} for n, each in enumerate(HOSTILE)]
+        file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    else:
+        count = len(HOSTILE)
+        columns = {"codepoint": list(range(count)), "name": HOSTILE, "numeric": pa.array([None] * count, pa.float64())}
+        pq.write_table(pa.table(columns), file, row_group_size=2)
+
+
+def test_every_format_carries_hostile_texts(cli: Cli, workers: Workers, tmp_path: Path) -> None:
+    workers.start("bulk_insert")
+    for kind in ("csv", "jsonl", "parquet"):
+        file = tmp_path / f"rows.{kind}"
+        write(file, kind)
+        key = ("--operation", "upsert", "--key", "codepoint")
+        shown = cli.json("enqueue", "bulk", TABLE, str(file), *key, "--group", f"of {kind}", "--wait", "60")
+        assert shown["rows"] == len(HOSTILE)
+        assert names() == HOSTILE
+        assert scalar(f"SELECT count(*) FROM {TABLE} WHERE numeric IS NULL") == len(HOSTILE)
+        with transaction() as session:
+            session.execute(text(f"DELETE FROM {TABLE}"))
+
+
+def test_the_four_operations_by_command(cli: Cli, workers: Workers) -> None:
+    workers.start("bulk_insert")
+
+    def run(given: bytes, *options: str) -> str:
+        return cli("enqueue", "bulk", TABLE, "-", "--format", "csv", "--wait", "60", *options, given=given)
+
+    assert "2 rows inserted" in run(b'1,a,NIL\n2,"NIL",2\n', "--columns", "codepoint,name,numeric", "--null", "NIL")
+    assert scalar(f"SELECT count(*) FROM {TABLE} WHERE name = 'NIL' OR numeric IS NULL AND name = 'a'") == 2
+    keyed = ("--key", "codepoint")
+    assert "1 rows updated, 1 rows skipped" in run(b"codepoint,name\n1,b\n9,b\n", "--operation", "update", *keyed)
+    assert "1 rows inserted, 1 rows updated" in run(b"codepoint,name\n1,c\n3,c\n", "--operation", "upsert", *keyed)
+    assert "2 rows deleted" in run(b"codepoint\n1\n2\n", "--operation", "delete", *keyed)
+    assert scalar(f"SELECT count(*) FROM {TABLE}") == 1
+    (job,) = enqueue.bulk_update(TABLE, [{"codepoint": 3, "name": "d"}], key=["codepoint"]).jobs
+    assert job.result(60)["updated"] == 1
+    (job,) = enqueue.bulk_upsert(TABLE, [{"codepoint": 4, "name": "d"}], key=["codepoint"]).jobs
+    assert job.result(60)["inserted"] == 1
+    (job,) = enqueue.bulk_delete(TABLE, [{"codepoint": 4}], key=["codepoint"]).jobs
+    assert job.result(60)["deleted"] == 1
+
+
+def test_a_killed_command_goes_on_and_a_changed_file_is_refused(
+    cli: Cli, workers: Workers, broker: Broker, tmp_path: Path
+) -> None:
+    file = tmp_path / "rows.csv"
+    lines = [f"{number},row {number}\n" for number in range(40_000)]
+    file.write_text("codepoint,name\n" + "".join(lines), encoding="utf-8")
+    command = ["enqueue", "bulk", TABLE, str(file), "--group", "load"]
+
+    def again() -> None:
+        bulk(TABLE, file, None, null="", group="load", window=1000)
+
+    sending = subprocess.Popen(
+        [sys.executable, "-m", "cli", *command, "--window", "16"],
+        env=cli.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    eventually(lambda: (broker.redis.hget(broker.keys.group("load"), "sent") or b"0") == b"16")
+    assert sending.poll() is None  # nobody works, so the window holds it there
+    sending.kill()
+    sending.wait()
+    cli("group", "load", code=3)
+    cli(*command)
+    assert "16 of 40 jobs were in before" in cli.errors
+    again()
+    assert broker.redis.hget(broker.keys.stats("bulk_insert"), "submitted") == b"40"
+    lines[20_500] = "20500,another\n"
+    file.write_text("codepoint,name\n" + "".join(lines), encoding="utf-8")
+    with pytest.raises(JobRefused, match=r"job load\.20, whose rows begin at .*:20002, is the first that differs"):
+        again()
+    file.write_text("codepoint,name\n" + "".join(lines[:20_000]), encoding="utf-8")
+    with pytest.raises(JobRefused, match="begun with more rows"):
+        again()
+    workers.start("bulk_insert")
+    assert cli.json("group", "load", "--wait", "60")["rows"] == {"SUCCESS": 40_000}
+    assert scalar(f"SELECT count(*) FROM {TABLE}") == 40_000
+    broker.redis.delete(broker.keys.job("load.3"))
+    assert BulkGroup("load").state().jobs == {"SUCCESS": 39, "FORGOTTEN": 1}
+
+
+def test_a_group_tells_what_failed(cli: Cli, workers: Workers, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(
+        '{"codepoint": 1, "name": "x"}\n{"codepoint": 123456789012345678901234567890, "name": "x"}\n', encoding="utf-8"
+    )
+    cli("enqueue", "bulk", TABLE, str(file), "--group", "partly")
+    unknown = tmp_path / "unknown.csv"
+    unknown.write_text("codepoint,nam\n1,x\n", encoding="utf-8")
+    cli("enqueue", "bulk", TABLE, str(unknown), "--group", "unknown", DATABASE_URL="")
+    workers.start("bulk_insert")
+    said = cli("group", "partly", "--wait", "60", code=1)
+    assert "partly.0.rejected is FAILURE" in said
+    assert BulkGroup("partly").state().jobs == {"SUCCESS": 1, "FAILURE": 1}
+    assert "no column 'nam'" in cli("group", "unknown", "--wait", "60", code=1)
+    assert "is not known" in cli("group", "never begun", code=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.csv", b"codepoint,name\n1,x\n2,a\0b\n", "a.csv:3: '2,a\\x00b\\n' holds U+0000 at position 3"),
+        ("a.csv", b"codepoint,name\n1,x\n2,\xe9\n", "a.csv:3: b'\\xe9' at byte 2 of the line, 21 of the file"),
+        ("a.csv", b"codepoint,name\n", "give at least one row"),
+        ("a.csv", b"codepoint,codepoint\n1,2\n", "a.csv:1: 'codepoint' is the name of two columns"),
+        ("a.csv", b"codepoint,\n1,2\n", "a.csv:1: 'codepoint,' has no name for column 2"),
+        ("a.csv", b'codepoint,name\n1,"open\n2,x\n', "a.csv:2: '1,\"open\\n' opens a quote that is never closed"),
+        ("a.csv", b'codepoint,name\n1,a"b"\n', "a.csv:2: '\"b\"' has a quote within a field"),
+        ("a.csv", b'codepoint,name\n1,"two\nlines"\n2\n', "a.csv:4: '2' has 1 fields for 2 columns"),
+        ("a.csv", b"codepoint,name\n1," + b"x" * 9_000_000 + b"\n", "a.csv:2: b'1,xxx"),
+        ("a.jsonl", b"", "give at least one row"),
+        ("a.jsonl", b'{"codepoint": NaN}\n', "a.jsonl:1: '{\"codepoint\": NaN}\\n' is not JSON: NaN is no JSON number"),
+        ("a.jsonl", b'{"name": "x"}\n{"name": "\\u0000"}\n', "holds U+0000"),
+        ("a.jsonl", b'{"name": "x"}\n{"name": "\\ud800"}\n', "holds U+D800"),
+        ("a.parquet", b"PAR1", "cannot be read as Parquet"),
+    ],
+)
+def test_a_fault_in_a_file_is_named_with_its_place(
+    cli: Cli, broker: Broker, tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
+    file = tmp_path / name
+    file.write_bytes(content)
+    with pytest.raises(JobRefused) as caught:
+        bulk(TABLE, file, None, null="", window=10)
+    assert words in str(caught.value)
+    assert not list(broker.redis.scan_iter("*"))
+
+
+def test_values_of_parquet_arrive_as_they_were(tmp_path: Path) -> None:
+    file = tmp_path / "rows.parquet"
+    given = {
+        "a": [1.5, float("nan")],
+        "b": [b"\x00\xff", None],
+        "c": [Decimal("1.10"), None],
+        "d": [date(2024, 2, 29)] * 2,
+    }
+    pq.write_table(pa.table(given), file)
+    with row_file.opened(file, None, None, "", 1000) as source:
+        assert [values for _, values in source.rows] == [
+            [1.5, "\\x00ff", Decimal("1.10"), date(2024, 2, 29)],
+            ["nan", None, None, date(2024, 2, 29)],
+        ]
+
+
+def test_long_numbers_of_json_keep_every_digit(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(
+        '{"a": 0.1, "b": 0.12345678901234567890123, "c": 123456789012345678901234567890}\n', encoding="utf-8"
+    )
+    with row_file.opened(file, None, None, "", 1000) as source:
+        assert [values for _, values in source.rows] == [
+            [0.1, "0.12345678901234567890123", 123456789012345678901234567890]
+        ]

@@ -22,7 +22,7 @@ from tests.integration.test_cli import Cli, cli
 from tests.integration.test_jobs import scalar
 from tests.workers import Workers
 from worker.broker import Broker
-from worker.errors import JobRefused
+from worker.errors import JobRefused, UnknownJob
 
 __all__ = ["cli"]
 TABLE = "unicode_characters"
@@ -58,32 +58,38 @@ def write(file: Path, kind: str) -> None:
         pq.write_table(pa.table(columns), file, row_group_size=2)
 
 
-def test_every_format_carries_hostile_texts(cli: Cli, workers: Workers, tmp_path: Path) -> None:
+def test_every_format_carries_hostile_texts(
+    workers: Workers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     workers.start("bulk_insert")
     for kind in ("csv", "jsonl", "parquet"):
         file = tmp_path / f"rows.{kind}"
         write(file, kind)
-        key = ("--operation", "upsert", "--key", "codepoint")
-        shown = cli.json("enqueue", "bulk", TABLE, str(file), *key, "--group", f"of {kind}", "--wait", "60")
-        assert shown["rows"] == len(HOSTILE)
+        bulk(TABLE, file, None, null="", window=10, wait=60, as_json_=True)
+        assert json.loads(capsys.readouterr().out)["rows"] == len(HOSTILE)
         assert names() == HOSTILE
         assert scalar(f"SELECT count(*) FROM {TABLE} WHERE numeric IS NULL") == len(HOSTILE)
         with transaction() as session:
             session.execute(text(f"DELETE FROM {TABLE}"))
 
 
-def test_the_four_operations_by_command(cli: Cli, workers: Workers) -> None:
+def test_the_four_operations_by_command(
+    cli: Cli, workers: Workers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     workers.start("bulk_insert")
+    file = tmp_path / "rows.csv"
 
-    def run(given: bytes, *options: str) -> str:
-        return cli("enqueue", "bulk", TABLE, "-", "--format", "csv", "--wait", "60", *options, given=given)
+    def run(content: bytes, operation: str) -> str:
+        file.write_bytes(content)
+        bulk(TABLE, file, None, null="", operation=operation, key="codepoint", window=10, wait=60)
+        return capsys.readouterr().out
 
-    assert "2 rows inserted" in run(b'1,a,NIL\n2,"NIL",2\n', "--columns", "codepoint,name,numeric", "--null", "NIL")
+    options = ("--format", "csv", "--columns", "codepoint,name,numeric", "--null", "NIL", "--wait", "60")
+    assert "2 rows inserted" in cli("enqueue", "bulk", TABLE, "-", *options, given=b'1,a,NIL\n2,"NIL",2\n')
     assert scalar(f"SELECT count(*) FROM {TABLE} WHERE name = 'NIL' OR numeric IS NULL AND name = 'a'") == 2
-    keyed = ("--key", "codepoint")
-    assert "1 rows updated, 1 rows skipped" in run(b"codepoint,name\n1,b\n9,b\n", "--operation", "update", *keyed)
-    assert "1 rows inserted, 1 rows updated" in run(b"codepoint,name\n1,c\n3,c\n", "--operation", "upsert", *keyed)
-    assert "2 rows deleted" in run(b"codepoint\n1\n2\n", "--operation", "delete", *keyed)
+    assert "1 rows updated, 1 rows skipped" in run(b"codepoint,name\n1,b\n9,b\n", "update")
+    assert "1 rows inserted, 1 rows updated" in run(b"codepoint,name\n1,c\n3,c\n", "upsert")
+    assert "2 rows deleted" in run(b"codepoint\n1\n2\n", "delete")
     assert scalar(f"SELECT count(*) FROM {TABLE}") == 1
     (job,) = enqueue.bulk_update(TABLE, [{"codepoint": 3, "name": "d"}], key=["codepoint"]).jobs
     assert job.result(60)["updated"] == 1
@@ -138,16 +144,17 @@ def test_a_group_tells_what_failed(cli: Cli, workers: Workers, tmp_path: Path) -
     file.write_text(
         '{"codepoint": 1, "name": "x"}\n{"codepoint": 123456789012345678901234567890, "name": "x"}\n', encoding="utf-8"
     )
-    cli("enqueue", "bulk", TABLE, str(file), "--group", "partly")
+    bulk(TABLE, file, None, null="", group="partly", window=10)
     unknown = tmp_path / "unknown.csv"
     unknown.write_text("codepoint,nam\n1,x\n", encoding="utf-8")
-    cli("enqueue", "bulk", TABLE, str(unknown), "--group", "unknown", DATABASE_URL="")
+    cli("enqueue", "bulk", TABLE, str(unknown), "--group", "unknown", DATABASE_URL="")  # which leaves it to the worker
     workers.start("bulk_insert")
     said = cli("group", "partly", "--wait", "60", code=1)
     assert "partly.0.rejected is FAILURE" in said
     assert BulkGroup("partly").state().jobs == {"SUCCESS": 1, "FAILURE": 1}
     assert "no column 'nam'" in cli("group", "unknown", "--wait", "60", code=1)
-    assert "is not known" in cli("group", "never begun", code=1)
+    with pytest.raises(UnknownJob, match="never begun"):
+        BulkGroup("never begun").state()
 
 
 @pytest.mark.parametrize(

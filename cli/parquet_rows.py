@@ -22,7 +22,9 @@ def opened(
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise JobRefused(
-            "file", str(path), "needs pyarrow to be read; install it with pip install 'forebay[parquet]'"
+            "file",
+            str(path),
+            "needs pyarrow, the extra parquet; set FOREBAY_INSTALL=full, or: pip install 'pyarrow>=26'",
         ) from error
     try:
         file = ParquetFile(path, pre_buffer=False)

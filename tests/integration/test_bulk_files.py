@@ -212,3 +212,24 @@ def test_long_numbers_of_json_keep_every_digit(tmp_path: Path) -> None:
         assert [values for _, values in source.rows] == [
             [0.1, "0.12345678901234567890123", 123456789012345678901234567890]
         ]
+
+
+def test_without_pyarrow_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with (
+        pytest.raises(JobRefused, match="FOREBAY_INSTALL=full"),
+        row_file.opened(tmp_path / "rows.parquet", None, None, "", 1000),
+    ):
+        pass
+
+
+def test_rows_too_large_for_one_message_become_more_jobs(broker: Broker, tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("codepoint,name\n" + "".join(f"{n},{'x' * 1_000_000}\n" for n in range(6)), encoding="utf-8")
+    bulk(TABLE, file, None, null="", group="large", window=10)
+    assert BulkGroup("large").state().rows == {"QUEUED": 6}
+    assert (
+        broker.redis.llen("bulk_insert")
+        + sum(broker.redis.llen(key) for key in broker.redis.scan_iter("bulk_insert\x06*"))
+        == 2
+    )

@@ -24,7 +24,7 @@ def opened(
         raise JobRefused(
             "file",
             str(path),
-            "needs pyarrow, the extra parquet; set FOREBAY_INSTALL=full, or: pip install 'pyarrow>=26'",
+            "needs pyarrow, the extra parquet; set FOREBAY_INSTALL=full, or: pip install 'pyarrow>=22'",
         ) from error
     try:
         file = ParquetFile(path, pre_buffer=False)

@@ -17,14 +17,13 @@ from cli.bulk import bulk
 from db.engine import transaction
 from tasks import enqueue
 from tasks.bulk_group import BulkGroup
+from tests.commands import Cli
 from tests.eventually import eventually
-from tests.integration.test_cli import Cli, cli
 from tests.integration.test_jobs import scalar
 from tests.workers import Workers
 from worker.broker import Broker
 from worker.errors import JobRefused, UnknownJob
 
-__all__ = ["cli"]
 TABLE = "unicode_characters"
 HOSTILE = [
     "tab\there",

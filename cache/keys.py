@@ -21,6 +21,16 @@ def key(kind: str, who: Any, what: Any, prefix: str = "") -> str:
     return f"{prefix}ai:{kind}:{VERSION}:{digest(who)}:{digest(what)}"
 
 
+def versioned(kind: str, name: str, stamp: str, prefix: str = "") -> str:
+    """Return ``ai:<kind>:v1:<name>:<stamp>``: the key of a value under the versions that it depends on."""
+    return f"{prefix}ai:{kind}:{VERSION}:{name}:{stamp}"
+
+
+def version(name: str, prefix: str = "") -> str:
+    """Return the key of a version's token."""
+    return f"{prefix}ai:version:{name}"
+
+
 def digest(value: Any) -> str:
     """Return 128 bits of the SHA-256 of a value's canonical JSON, in hex. Raises `Unhashable`."""
     return hashlib.sha256(canonical(value)).hexdigest()[:DIGITS]

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import redis
 from redis.backoff import NoBackoff
@@ -132,6 +133,26 @@ class Remote:
         """Begin a kind's next generation: what is being computed in the last one will not be kept."""
         name = keys.generation(kind, self.settings.prefix)
         self.ask(lambda client: client.set(name, generation, px=_ms(GENERATION_S)))
+
+    def versions(self, kept: Sequence[str], marks: Sequence[str], token: str) -> dict[str, str]:
+        """Return each version's token; those of ``kept`` that are missing begin with this one. Raises also `Full`."""
+        names = [*kept, *marks]
+        args = [token, _ms(GENERATION_S), len(kept)]
+        said = self._run("versions", [keys.version(name, self.settings.prefix) for name in names], args)
+        return {name: each.decode() for name, each in zip(names, said, strict=True)}
+
+    def end_versions(self, kept: Sequence[str], marks: Sequence[str]) -> None:
+        """End versions, in one round trip; only marks need memory."""
+
+        def send(client: Any) -> None:
+            pipeline = client.pipeline(transaction=False)
+            if kept:
+                pipeline.unlink(*(keys.version(name, self.settings.prefix) for name in kept))
+            for name in marks:
+                pipeline.set(keys.version(name, self.settings.prefix), uuid4().hex, px=_ms(GENERATION_S))
+            pipeline.execute()
+
+        self.ask(send)
 
     def probe(self) -> None:
         """Ask whether Redis answers again, and whether it has memory to spare. Called in the background."""

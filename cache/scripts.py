@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent
 #: Name -> flags. Those that end or keep what was begun may run when Redis is out of memory.
-FLAGS = {"claim": "", "land": "", "leave": "allow-oom", "renew": "allow-oom"}
+FLAGS = {"claim": "", "land": "", "leave": "allow-oom", "renew": "allow-oom", "versions": ""}
 
 
 def load(client: redis.Redis) -> dict[str, Script]:

@@ -52,6 +52,15 @@ class Cache:
         self.settings.ttl_of(kind)
         return keys.key(kind, who, what, self.settings.prefix)
 
+    def versioned_key(self, kind: str, name: str, versions: Mapping[str, str]) -> str:
+        """Return the key of a named value as it is under these versions. Raises `CacheError`."""
+        self.settings.ttl_of(kind)
+        return keys.versioned(kind, name, keys.digest(dict(versions)), self.settings.prefix)
+
+    def remote(self) -> Remote:
+        """Return this process's way to Redis, which is looked after in the background."""
+        return self._process().tiers.remote
+
     def fetch(
         self,
         kind: str,

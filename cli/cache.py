@@ -1,4 +1,4 @@
-"""Commands for the cache of models' answers: what it saved, and forgetting it."""
+"""Commands for the caches of models' answers and of queries' results: what they saved, and forgetting it."""
 
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,11 +14,13 @@ if TYPE_CHECKING:  # every command loads this module, and few need a cache
     from cache.store import Cache
 
 KindName = Annotated[
-    str | None, typer.Option("--kind", help="This kind alone: analysis, embedding or model.", show_default=False)
+    str | None, typer.Option("--kind", help="This kind alone, such as embedding or search.", show_default=False)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
-commands = typer.Typer(no_args_is_help=True, help="Show what the cache of models' answers saved, or clear it.")
+commands = typer.Typer(
+    no_args_is_help=True, help="Show what the caches of models' answers and of queries' results saved, or clear them."
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -33,8 +35,14 @@ def stats(kind: KindName = None, as_json_: AsJson = False) -> None:
     prices = {model: (price.prompt, price.completion) for model, price in load_policy().cache.prices.items()}
     with progress() as bars:
         task = bars.add_task("keys", total=None, note="")
-        report = _results().report(prices, partial(_show, bars, task))
-    found = report.as_dict()
+        found = _results().report(prices, partial(_show, bars, task)).as_dict()
+        queries = _queries()
+        if queries is not None:
+            of_queries = queries.report({}, partial(_show, bars, task)).as_dict()
+            found["kinds"] += of_queries["kinds"]
+            for name in ("memory_entries", "memory_bytes"):
+                found[name] += of_queries[name]
+            found["processes"] = max(found["processes"], of_queries["processes"])
     found["kinds"] = [each for each in found["kinds"] if each["kind"] in wanted]
     found["enabled"] = load_policy().cache.enabled
     if as_json_:
@@ -65,7 +73,9 @@ def clear(
     with progress() as bars:
         for each in wanted:
             task = bars.add_task(each, total=None, note="")
-            cleared[each] = _results().clear(each, partial(_show, bars, task))
+            of = _results() if each in _results().settings.kinds else _queries()
+            if of is not None:
+                cleared[each] = of.clear(each, partial(_show, bars, task))
     if as_json_:
         as_json(cleared)
     else:
@@ -78,12 +88,20 @@ def _results() -> "Cache":
     return cached.results()
 
 
+def _queries() -> "Cache | None":
+    from db import table_versions
+
+    found = table_versions.of_process()
+    return None if found is None else found.cache
+
+
 def _show(bars: Progress, task: TaskID, seen: int, total: int) -> None:
     bars.update(task, completed=seen, total=total)
 
 
 def _kinds(kind: str | None) -> list[str]:
-    known = _results().settings.kinds
+    queries = _queries()
+    known = _results().settings.kinds + ([] if queries is None else queries.settings.kinds)
     if kind is not None and kind not in known:
         raise JobRefused("--kind", kind, f"is not known; known are {', '.join(known)}{nearest(kind, known)}")
     return [kind] if kind else known

@@ -14,7 +14,7 @@ from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
-from db import statements
+from db import statements, touched
 from db.errors import SettingError
 from db.pool import NamedPool, PoolState
 from db.statements import Limits
@@ -186,6 +186,11 @@ def transaction() -> Iterator[Session]:
             _session.reset(token)
 
 
+def open_session() -> Session | None:
+    """Return the session of the `transaction` that this thread is in."""
+    return _session.get()
+
+
 def _make(given: Settings) -> Engine:
     made = sqlalchemy.create_engine(
         given.url,
@@ -210,6 +215,7 @@ def _make(given: Settings) -> Engine:
         given.url, poolclass=NullPool, connect_args=connect_arguments(given), hide_parameters=True
     )
     statements.watch(made, given.statements, aside)
+    touched.watch(made)
     return made
 
 

@@ -25,6 +25,10 @@ class PoolFullError(StoreError, sqlalchemy.exc.TimeoutError):
     """All connections of this process are in use."""
 
 
+class QueryCacheError(StoreError):
+    """A result may not be kept, or a key, kind or table of one is not allowed."""
+
+
 class TableError(StoreError):
     """A table or one of its columns is not there, or may not be written in bulk."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,7 +11,7 @@ from typing import Any
 from sqlalchemy import text as statement
 from sqlalchemy.orm import Session
 
-from db import text
+from db import query_cache, text
 from db.documents import literal
 from db.engine import transaction
 from db.errors import VectorError
@@ -80,14 +81,23 @@ def nearest(
 
     Only vectors of the same length are compared, and with `model` only those that it made: vectors of different models
     have nothing in common. With an index for the model (`vector_indexes.build`) some of the nearest may be missed,
-    unless `exact`; but as many as match the filters are returned, up to `limit`.
+    unless `exact`; but as many as match the filters are returned, up to `limit`. What was found is kept until
+    documents change (`query_cache`).
 
     Raises VectorError for a vector that is empty or not of finite numbers, and for a limit below 1.
     """
-    with transaction() as session:
-        return nearest_in(
-            session, embedding, limit, model, key_prefix=key_prefix, created_after=created_after, exact=exact
-        )
+    wanted = _Wanted(embedding, limit, model, key_prefix, created_after)
+    _check(wanted)
+    asked = {**wanted.parameters(), "created_after": created_after and created_after.isoformat(), "exact": exact}
+    digest = query_cache.part(json.dumps(asked))
+
+    def find() -> list[Neighbour]:
+        with transaction() as session:
+            return _find(session, wanted, exact)
+
+    return query_cache.through(
+        "search", f"documents:nearest:{digest}:{limit}", find, tables=("documents",), type_=list[Neighbour]
+    )
 
 
 def nearest_in(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import text
 
+from db import query_cache
 from db.engine import transaction
 from db.errors import VectorError
 
@@ -46,11 +47,9 @@ class Progress:
 
 
 def progress(old: str, new: str) -> Progress:
-    """Count how far the change from one model to another is."""
+    """Count how far the change from one model to another is. Kept until documents change: it reads all of them."""
     _check(old, new)
-    with transaction() as session:
-        row = session.execute(_COUNT, {"old": old, "new": new}).one()
-    return Progress(*row)
+    return _progress(old, new)
 
 
 def missing(old: str, new: str, limit: int = 1000, after: str = "") -> list[tuple[str, str]]:
@@ -77,6 +76,17 @@ def retire(old: str, new: str, chunk: int = 1000) -> int:
         deleted += count
         if count < chunk:
             return deleted
+
+
+@query_cache.cached(
+    "statistics",
+    tables=("documents",),
+    key=lambda old, new: f"documents:progress:{query_cache.part(old)}:{query_cache.part(new)}",
+)
+def _progress(old: str, new: str) -> Progress:
+    with transaction() as session:
+        row = session.execute(_COUNT, {"old": old, "new": new}).one()
+    return Progress(*row)
 
 
 def _check(old: str, new: str) -> None:

@@ -12,7 +12,7 @@ import psycopg2
 from psycopg2 import sql
 from sqlalchemy.orm import Session
 
-from db import copy_text, schema, statements
+from db import copy_text, schema, statements, touched
 from db.errors import Fault, RowError, TableError, fault_of, place_of
 from db.schema import Column
 
@@ -143,6 +143,7 @@ def _staged(
 
 @contextmanager
 def _cursor(session: Session, table: str, copied: str, columns: Sequence[Column]) -> Iterator[Any]:
+    touched.by_driver(session, table)
     connection = cast("psycopg2.extensions.connection", session.connection().connection.driver_connection)
     with connection.cursor() as cursor:
         try:

@@ -20,6 +20,7 @@ SETTINGS = {
     "FOREBAY_LEASE_DURATION_S": "2",
     "FOREBAY_LEASE_RENEW_EVERY_S": "0.5",
     "CACHE_ENABLED": "false",  # what one test asked would be known to the next
+    "QUERY_CACHE_ENABLED": "false",
     "COLUMNS": "200",  # whatever the terminal has; readline hands its width on to child processes
 }
 

@@ -1,0 +1,123 @@
+"""Notice which tables a transaction changes, and end their versions once it is committed.
+
+Statements are seen when the server has done them; what a savepoint takes back is forgotten with it, what a rollback
+takes back with all. The end comes right behind COMMIT, in the thread that commits and before it goes on. SQLAlchemy
+has events for sessions there and none for connections, so the dialect's own two steps are wrapped: then a COMMIT whose
+answer was lost counts as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.orm import Session
+
+from db import table_versions, written_tables
+from db.errors import QueryCacheError
+
+_KEY = "forebay_touched"
+#: The tables that the result computed just now says that it is read from.
+_declared: ContextVar[frozenset[str] | None] = ContextVar("declared", default=None)
+
+
+def watch(engine: Engine) -> None:
+    """Notice what is changed by way of an engine. Without the query cache this costs nothing. Raises SettingError."""
+    if not table_versions.is_enabled():
+        return
+    event.listen(engine, "after_cursor_execute", _executed)
+    event.listen(engine, "savepoint", _began_savepoint)
+    event.listen(engine, "rollback_savepoint", _rolled_back_savepoint)
+    event.listen(engine, "release_savepoint", _released_savepoint)
+    dialect: Any = engine.dialect
+    commit, rollback = dialect.do_commit, dialect.do_rollback
+
+    def commit_and_tell(connection: Any) -> None:
+        levels = _taken(connection)
+        try:
+            commit(connection)
+        finally:
+            _tell({name for _, names in levels for name in names})
+
+    def rollback_and_forget(connection: Any) -> None:
+        _taken(connection)
+        rollback(connection)
+
+    dialect.do_commit, dialect.do_rollback = commit_and_tell, rollback_and_forget
+
+
+def tables(session: Session, *names: str) -> None:
+    """Say that a transaction changes tables in a way that no statement's text tells: a function, a trigger."""
+    _note(session.connection(), {table_versions.of_table(name) for name in written_tables.with_dependents({*names})})
+
+
+def by_driver(session: Session, table: str) -> None:
+    """Say that a transaction changes a table past SQLAlchemy, through a cursor of the driver."""
+    tables(session, table)
+
+
+def names(session: Session, *ending: str) -> None:
+    """End versions with a transaction's commit."""
+    _note(session.connection(), {*ending})
+
+
+@contextmanager
+def declared(given: tuple[str, ...]) -> Iterator[None]:
+    """Refuse, in the block, statements that read one of our tables which is not given."""
+    token = _declared.set(frozenset(given))
+    try:
+        yield
+    finally:
+        _declared.reset(token)
+
+
+def _executed(connection: Connection, _: object, statement: str, *__: object) -> None:
+    given = _declared.get()
+    if given is not None and (others := written_tables.read(statement) - given):
+        raise QueryCacheError(
+            f"a result kept for the tables {', '.join(sorted(given))} was also read from {', '.join(sorted(others))}:"
+            " name it in tables=, or keep no such result"
+        )
+    if changed := written_tables.written(statement):
+        _note(connection, {table_versions.of_table(name) for name in changed})
+
+
+def _note(connection: Connection, ending: set[str]) -> None:
+    if not table_versions.is_enabled():
+        return
+    if getattr(connection.connection.driver_connection, "autocommit", False):
+        _tell(ending)
+        return
+    levels = connection.info.setdefault(_KEY, [("", set())])
+    levels[-1][1].update(ending)
+
+
+def _began_savepoint(connection: Connection, name: str | None) -> None:
+    connection.info.setdefault(_KEY, [("", set())]).append((name, set()))
+
+
+def _rolled_back_savepoint(connection: Connection, name: str, _: object) -> None:
+    levels = connection.info.get(_KEY, [])
+    if name in [each for each, _ in levels]:
+        while levels.pop()[0] != name:
+            pass
+
+
+def _released_savepoint(connection: Connection, name: str, _: object) -> None:
+    levels = connection.info.get(_KEY, [])
+    while name in [each for each, _ in levels]:
+        _, inner = levels.pop()
+        levels[-1][1].update(inner)
+
+
+def _taken(connection: Any) -> list[tuple[str, set[str]]]:
+    info = getattr(connection, "info", None)  # the driver's own has one of another kind
+    return info.pop(_KEY, []) if isinstance(info, dict) else []
+
+
+def _tell(ending: set[str]) -> None:
+    if ending:
+        table_versions.end(ending)

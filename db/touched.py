@@ -2,13 +2,13 @@
 
 Statements are seen when the server has done them; what a savepoint takes back is forgotten with it, what a rollback
 takes back with all. The end comes right behind COMMIT, in the thread that commits and before it goes on. SQLAlchemy
-has events for sessions there and none for connections, so the dialect's own two steps are wrapped: then a COMMIT whose
+has events for sessions there and none for connections, so the dialect's own steps are wrapped: then a COMMIT whose
 answer was lost counts as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -29,10 +29,11 @@ def watch(engine: Engine) -> None:
     if not table_versions.is_enabled():
         return
     event.listen(engine, "after_cursor_execute", _executed)
-    event.listen(engine, "savepoint", _began_savepoint)
-    event.listen(engine, "rollback_savepoint", _rolled_back_savepoint)
-    event.listen(engine, "release_savepoint", _released_savepoint)
     dialect: Any = engine.dialect
+    # The event of a savepoint's begin does not tell its name.
+    dialect.do_savepoint = _then(dialect.do_savepoint, _began_savepoint)
+    dialect.do_rollback_to_savepoint = _then(dialect.do_rollback_to_savepoint, _rolled_back_savepoint)
+    dialect.do_release_savepoint = _then(dialect.do_release_savepoint, _released_savepoint)
     commit, rollback = dialect.do_commit, dialect.do_rollback
 
     def commit_and_tell(connection: Any) -> None:
@@ -95,18 +96,26 @@ def _note(connection: Connection, ending: set[str]) -> None:
     levels[-1][1].update(ending)
 
 
-def _began_savepoint(connection: Connection, name: str | None) -> None:
+def _then(step: Callable[..., None], also: Callable[..., None]) -> Callable[[Connection, str], None]:
+    def both(connection: Connection, name: str) -> None:
+        step(connection, name)
+        also(connection, name)
+
+    return both
+
+
+def _began_savepoint(connection: Connection, name: str) -> None:
     connection.info.setdefault(_KEY, [("", set())]).append((name, set()))
 
 
-def _rolled_back_savepoint(connection: Connection, name: str, _: object) -> None:
+def _rolled_back_savepoint(connection: Connection, name: str) -> None:
     levels = connection.info.get(_KEY, [])
     if name in [each for each, _ in levels]:
         while levels.pop()[0] != name:
             pass
 
 
-def _released_savepoint(connection: Connection, name: str, _: object) -> None:
+def _released_savepoint(connection: Connection, name: str) -> None:
     levels = connection.info.get(_KEY, [])
     while name in [each for each, _ in levels]:
         _, inner = levels.pop()
@@ -114,8 +123,11 @@ def _released_savepoint(connection: Connection, name: str, _: object) -> None:
 
 
 def _taken(connection: Any) -> list[tuple[str, set[str]]]:
-    info = getattr(connection, "info", None)  # the driver's own has one of another kind
-    return info.pop(_KEY, []) if isinstance(info, dict) else []
+    try:
+        info = connection.info
+    except NotImplementedError:  # the first connection of an engine, while the dialect looks at the server
+        return []
+    return info.pop(_KEY, []) if isinstance(info, dict) else []  # the driver's own has one of another kind
 
 
 def _tell(ending: set[str]) -> None:

@@ -1,0 +1,61 @@
+"""Settings of the query cache, and the tables that statements write and read."""
+
+import pytest
+
+from db import query_kinds, written_tables
+from db.errors import SettingError
+
+
+def test_every_faulty_variable_is_named() -> None:
+    with pytest.raises(SettingError) as raised:
+        query_kinds.settings(
+            {
+                "CACHE_SEARCH_TTL": "soon",
+                "CACHE_FEED_TTL": "nan",
+                "QUERY_CACHE_STALE_S": "-1",
+                "QUERY_CACHE_ENABLED": "2",
+            }
+        )
+    for name in (
+        "CACHE_SEARCH_TTL='soon'",
+        "CACHE_FEED_TTL='nan'",
+        "QUERY_CACHE_STALE_S='-1'",
+        "QUERY_CACHE_ENABLED='2'",
+    ):
+        assert name in str(raised.value)
+
+
+def test_lifetimes_are_those_of_the_environment_and_else_ours() -> None:
+    found = query_kinds.settings({"CACHE_URL": "redis://there", "CACHE_FEED_TTL": "45", "CACHE_SEARCH_TTL": ""})
+    assert found.enabled
+    assert found.ttl_s["feed"] == 45
+    assert found.ttl_s["search"] == 3600
+    assert found.ttl_s["default"] == 300
+    assert not query_kinds.settings({}).enabled, "without a Redis nothing is kept"
+
+
+@pytest.mark.parametrize(
+    ("statement", "tables"),
+    [
+        ("SELECT * FROM documents FOR UPDATE OF documents", set()),
+        ("INSERT INTO documents (key) VALUES ('x') ON CONFLICT (key) DO UPDATE SET key = 'y'", {"documents"}),
+        ("insert\n into public . Documents select 1", {"documents"}),
+        ('UPDATE ONLY "public"."Odd ""name" SET a = 1', {'Odd "name'}),
+        ("WITH x AS (DELETE FROM ONLY receipts RETURNING 1) SELECT * FROM x", {"receipts"}),
+        ("TRUNCATE receipts, ONLY documents", {"receipts", "documents"}),
+        ("DELETE/**/FROM/**/documents", {"documents"}),
+        ("SELECT '--'; DELETE FROM documents", {"documents"}),
+        ("DELETE FROM conversations", {"conversations", "messages"}),
+        ("COPY documents (key) FROM STDIN", {"documents"}),
+        ("DO $$ BEGIN UPDATE documents SET key = 1; END $$", {"documents"}),
+    ],
+)
+def test_tables_that_a_statement_writes_are_found(statement: str, tables: set[str]) -> None:
+    assert written_tables.written(statement) == tables
+
+
+def test_tables_that_a_statement_reads_are_found() -> None:
+    statement = (
+        'SELECT m.id, documents.key FROM messages AS m, "receipts" JOIN ONLY documents ON true, lateral (SELECT 1)'
+    )
+    assert written_tables.read(statement) == {"messages", "receipts", "documents"}

@@ -1,8 +1,8 @@
-"""All that PostgreSQL does: rows are loaded, conversations read, documents found, statements timed."""
+"""All that PostgreSQL does: rows are loaded, conversations read, documents found, results kept, statements timed."""
 
 from collections.abc import Iterator
 
-from bench import load, statements, store
+from bench import load, query_cache, statements, store
 from bench.line import Line
 from bench.stage import Stage
 
@@ -11,4 +11,5 @@ def run(stage: Stage) -> Iterator[Line]:
     """Measure one after the other."""
     yield from load.run(stage)
     yield from store.run(stage)
+    yield from query_cache.run(stage)
     yield from statements.run(stage)

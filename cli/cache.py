@@ -48,13 +48,9 @@ def stats(kind: KindName = None, as_json_: AsJson = False) -> None:
     if as_json_:
         as_json(found)
         return
-    rows = found["kinds"]
-    names = [name for name in rows[0] if name != "kind" and not (name == "cost_saved" and not prices)]
-    table(
-        "Cache (hit rate: of all values asked for)" + ("" if found["enabled"] else ": switched off"),
-        ("", *(row["kind"] for row in rows)),
-        [(name, *(_shown(row[name]) for row in rows)) for name in names],
-    )
+    off = "" if found["enabled"] else ": switched off"
+    _show_kinds(f"Cache (hit rate: of all values asked for){off}", found["kinds"], bool(prices), answers=True)
+    _show_kinds("Results of queries", found["kinds"], False, answers=False)
     memory = f"{found['memory_entries']:,} values, {found['memory_bytes']:,} bytes"
     out.print(f"in the memory of {found['processes']} processes: {memory}")
 
@@ -86,6 +82,19 @@ def _results() -> "Cache":
     from tasks import cached
 
     return cached.results()
+
+
+def _show_kinds(title: str, kinds: list[dict[str, Any]], with_cost: bool, *, answers: bool) -> None:
+    rows = [row for row in kinds if (row["kind"] in _results().settings.kinds) is answers]
+    if not rows:
+        return
+    unwanted = {"kind"} | (set() if with_cost else {"cost_saved"}) | (set() if answers else {"tokens_saved"})
+    names = [name for name in rows[0] if name not in unwanted]
+    table(
+        title,
+        ("", *(row["kind"] for row in rows)),
+        [(name, *(_shown(row[name]) for row in rows)) for name in names],
+    )
 
 
 def _queries() -> "Cache | None":

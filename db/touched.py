@@ -75,14 +75,18 @@ def declared(given: tuple[str, ...]) -> Iterator[None]:
         _declared.reset(token)
 
 
-def _executed(connection: Connection, _: object, statement: str, *__: object) -> None:
+def _executed(connection: Connection, cursor: Any, statement: str, _: object, __: object, executemany: bool) -> None:
     given = _declared.get()
     if given is not None and (others := written_tables.read(statement) - given):
         raise QueryCacheError(
             f"a result kept for the tables {', '.join(sorted(given))} was also read from {', '.join(sorted(others))}:"
             " name it in tables=, or keep no such result"
         )
-    if changed := written_tables.written(statement):
+    if not (changed := written_tables.written(statement)):
+        return
+    # An INSERT that met what is there changed nothing. The count says so of one plain statement only.
+    is_plain = written_tables.is_one_change(statement)
+    if executemany or not is_plain or cursor.rowcount != 0:
         _note(connection, {table_versions.of_table(name) for name in changed})
 
 

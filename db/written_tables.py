@@ -47,6 +47,13 @@ def read(statement: str) -> frozenset[str]:
     return frozenset({_name(match["name"]) for match in _READ.finditer(bare)} & _dependents().keys())
 
 
+@lru_cache(maxsize=1024)
+def is_one_change(statement: str) -> bool:
+    """Say whether the driver's count of rows is all that a statement changes: no other is in a WITH or behind it."""
+    begins = re.match(r"\s*(?:insert|update|delete)\b", statement, re.IGNORECASE) is not None
+    return begins and ";" not in statement and re.search(r"\bwith\b", statement, re.IGNORECASE) is None
+
+
 def with_dependents(names: set[str]) -> set[str]:
     """Return the tables and those whose rows go or change with theirs, by foreign keys."""
     found, new = set(names), set(names)

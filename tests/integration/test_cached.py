@@ -178,7 +178,13 @@ def test_jobs_are_answered_from_the_cache_and_say_so(
     eventually(counted)
     assert "calls_saved" in cli("cache", "stats")
     assert cli("cache", "clear", "--kind", "embedding", "--yes") == ""
-    assert json.loads(cli("cache", "clear", "--yes", "--json")) == {"analysis": 1, "embedding": 0, "model": 0}
+    cleared = json.loads(cli("cache", "clear", "--yes", "--json"))
+    assert {kind: cleared[kind] for kind in ("analysis", "embedding", "model")} == {
+        "analysis": 1,
+        "embedding": 0,
+        "model": 0,
+    }
+    assert cleared["search"] == 0, "results of queries are cleared as well"
     assert "did you mean model?" in cli("cache", "clear", "--kind", "modle", code=1)
     cli("cache", "clear", code=1, given=b"n\n")
 

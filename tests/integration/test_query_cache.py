@@ -152,6 +152,14 @@ def test_another_table_s_commit_ends_nothing(reader: Reader) -> None:
     assert reader.asked == 1
 
 
+def test_a_statement_that_changed_nothing_ends_nothing(reader: Reader) -> None:
+    conversations.store_user_message("job-4", "a", "hello")
+    reader()
+    assert reader.asked == 1
+    conversations.store_user_message("job-5", "b", "hello")
+    assert reader() == ["en", None]
+
+
 def test_it_ends_after_the_commit_and_not_before(reader: Reader) -> None:
     with ThreadPoolExecutor(1) as elsewhere:
         with transaction() as session, transaction() as inner:

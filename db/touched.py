@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import Session
 
-from db import table_versions, written_tables
+from db import query_kinds, table_versions, written_tables
 from db.errors import QueryCacheError
 
 _KEY = "forebay_touched"
@@ -135,5 +135,6 @@ def _taken(connection: Any) -> list[tuple[str, set[str]]]:
 
 
 def _tell(ending: set[str]) -> None:
-    if ending:
+    # Nothing is kept that depends on these, so who writes messages need not wait for Redis.
+    if ending := ending - {table_versions.of_table(name) for name in query_kinds.NEVER_TABLES}:
         table_versions.end(ending)

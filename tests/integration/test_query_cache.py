@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -169,6 +169,18 @@ def test_it_ends_after_the_commit_and_not_before(reader: Reader) -> None:
             assert session is inner
         assert reader.asked == 2, "the result was thrown away before the commit"
         assert elsewhere.submit(reader).result() == ["de"]
+
+
+def test_what_ends_is_committed_already(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str | None] = []
+
+    def end(names: Iterable[str]) -> None:
+        with ThreadPoolExecutor(1) as elsewhere:
+            seen.extend(elsewhere.submit(reader.query).result())
+
+    monkeypatch.setattr(table_versions, "end", end)
+    by_core()
+    assert seen == ["de"]
 
 
 def test_a_rollback_ends_nothing(reader: Reader) -> None:

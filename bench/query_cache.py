@@ -3,10 +3,11 @@
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
-from sqlalchemy import select, update
+from sqlalchemy import select, text
 
 from bench.line import Line
 from bench.stage import Stage, execute, quantile
@@ -14,12 +15,23 @@ from db import conversations, engine, models, query_cache, table_versions
 from db.engine import transaction
 
 USERS, CONVERSATIONS = 200, 20
-LOOKS, READS, WRITE_SHARE = 200, 4000, 0.05
+LOOKS, LOADS, PER_PAGE, WRITE_SHARE = 200, 3000, 4, 0.05
+TABLES = (
+    "CREATE TABLE bench_prompts (name text PRIMARY KEY, content text)",
+    "INSERT INTO bench_prompts SELECT 'prompt ' || n, repeat('You are helpful. ', 50) FROM generate_series(1, 5) n",
+    "CREATE TABLE bench_preferences (user_id int PRIMARY KEY, language text)",
+    f"INSERT INTO bench_preferences SELECT n, 'de' FROM generate_series(1, {USERS}) n",  # noqa: S608
+)
+PROMPT = "SELECT content FROM bench_prompts WHERE name = :value"
+PREFERENCES = "SELECT language FROM bench_preferences WHERE user_id = :value"
+DOCUMENTS = "SELECT count(*) FROM documents"
 _conversation = models.Conversation
 
 
 def run(_: Stage) -> Iterator[Line]:
-    """Read lists of conversations, the users by Zipf's law; a write changes something that all lists depend on."""
+    """Read what a chat's page shows, the users by Zipf's law, while turns of conversations are written."""
+    for statement in TABLES:
+        execute(statement)
     execute(
         "INSERT INTO conversations (id, user_id)"  # noqa: S608
         f" SELECT 'bench-' || u || '-' || n, 'bench-' || u FROM generate_series(1, {USERS}) u,"
@@ -31,6 +43,7 @@ def run(_: Stage) -> Iterator[Line]:
             yield from _mix()
     finally:
         execute("DELETE FROM conversations WHERE id LIKE 'bench-%'")
+        execute("DROP TABLE bench_prompts, bench_preferences")
 
 
 def _looks() -> Iterator[Line]:
@@ -44,32 +57,61 @@ def _looks() -> Iterator[Line]:
 
 
 def _mix() -> Iterator[Line]:
-    """Write turns of conversations, one in 20 of which begins a new one; then changes of all lists' table alone."""
-    turns = _rate(lambda turn: conversations.store_user_message(f"bench-{turn}", f"bench-new-{turn // 20}", "hello"))
-    yield Line("query cache", "of lists known, 1 in 20 a turn", turns, 1, "", "all", aim=0.8)
-    changed = update(_conversation).where(_conversation.id == "bench-1-1").values(language="en")
+    """Load pages: a prompt, a user's preferences and conversations, how many documents there are.
 
-    def change(_: int) -> None:
-        with transaction() as session:
-            session.execute(changed)
-
-    yield Line("query cache", "of lists known, 1 in 20 a change of their table", _rate(change), 1, "", "all")
-
-
-def _rate(write: Callable[[int], object]) -> float:
-    chance, asked, writes = random.Random(7), _Asked(), 0
-    for user in chance.choices(range(1, USERS + 1), [1 / user for user in range(1, USERS + 1)], k=READS):
+    One operation in 20 is a turn of a conversation. One turn in 20 begins a conversation, one in 100 comes from
+    a user who has just changed preferences. The worst case beside it: lists alone, and each write changes their table.
+    """
+    asked, writes = _Asked(), 0
+    chance = random.Random(7)
+    for user in _users(chance, LOADS):
+        for _ in range(PER_PAGE):
+            if chance.random() < WRITE_SHARE:
+                writes += 1
+                conversations.store_user_message(f"bench-{writes}", f"bench-new-{writes // 20}", "hello")
+                if writes % 100 == 0:
+                    execute(f"UPDATE bench_preferences SET language = 'n{writes}' WHERE user_id = {user}")  # noqa: S608
+        _load(user, chance, asked)
+    yield Line(
+        "query cache", "of reads known, 1 operation in 20 a turn", _known(asked, LOADS * PER_PAGE), 1, "", "all", 0.8
+    )
+    asked = _Asked()
+    for user in _users(chance, LOADS):
         if chance.random() < WRITE_SHARE:
-            write(writes)
-            writes += 1
+            execute("UPDATE conversations SET language = 'en' WHERE id = 'bench-1-1'")
         _read(user, asked)
-    return 1 - asked.times / READS
+    yield Line("query cache", "of lists known, 1 in 20 a change of their table", _known(asked, LOADS), 1, "", "all")
+
+
+def _users(chance: random.Random, count: int) -> list[int]:
+    return chance.choices(range(1, USERS + 1), [1 / user for user in range(1, USERS + 1)], k=count)
+
+
+def _known(asked: "_Asked", reads: int) -> float:
+    return 1 - asked.times / reads
+
+
+def _load(user: int, chance: random.Random, asked: "_Asked") -> None:
+    prompt = chance.randint(1, 5)
+    _read(user, asked)
+    for kind, key, table, statement, value in (
+        ("prompt", f"prompts:text:{prompt}:all", "bench_prompts", PROMPT, f"prompt {prompt}"),
+        ("preferences", f"users:preferences:{user}:all", "bench_preferences", PREFERENCES, user),
+        ("statistics", "documents:count:all:all", "documents", DOCUMENTS, None),
+    ):
+        ask = partial(asked.scalar, statement, value)
+        query_cache.through(kind, key, ask, tables=(table,), type_=str)
 
 
 class _Asked:
     """How often the database was asked."""
 
     times = 0
+
+    def scalar(self, statement: str, value: object) -> str:
+        self.times += 1
+        with transaction() as session:
+            return str(session.scalar(text(statement), {"value": value}))
 
 
 def _read(user: int, asked: _Asked, variant: str = "first") -> list[str]:

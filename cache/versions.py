@@ -37,6 +37,7 @@ class Versions:
         self._known: dict[str, tuple[str, float]] = {}
         self._ends = 0
         self._owed: dict[str, bool] = {}
+        self._debts = 0
         self._teller: threading.Thread | None = None
 
     def read(self, kept: Iterable[str], marks: Iterable[str] = ()) -> dict[str, str]:
@@ -72,6 +73,7 @@ class Versions:
         told = self._tell(ending)
         with self._guard:
             self._ends += 1
+            self._debts += not told
             for name in ending:
                 self._known.pop(name, None)
                 if not told:
@@ -107,10 +109,11 @@ class Versions:
         while True:
             pause.wait(AGAIN_S)
             with self._guard:
-                owed = dict(self._owed)
+                owed, debts = dict(self._owed), self._debts
             told = self._tell(owed)
             with self._guard:
-                if told:
+                # A name may have ended again meanwhile, and Redis not have heard of that: all are told once more.
+                if told and self._debts == debts:
                     self._ends += 1
                     for name in owed:
                         self._owed.pop(name, None)

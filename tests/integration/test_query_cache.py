@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -279,6 +279,27 @@ def test_while_redis_is_away_nothing_is_kept_and_a_commit_is_owed(
     assert reader.asked == 4
     other = f"print(query_cache.get('session', {KEY!r}, tables={TABLES!r}, type_=list[str]))"
     assert in_another_process(other, machine) == "['de']"
+
+
+def test_what_ends_while_its_last_end_is_told_is_told_again(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = table_versions.of_process()
+    assert found is not None
+    remote = found.cache.remote()
+    tell, told = remote.end_versions, 0
+
+    def tell_and_end_again(kept: Sequence[str], marks: Sequence[str]) -> None:
+        nonlocal told
+        tell(kept, marks)
+        told += 1
+        if told == 1:
+            remote._fail(redis.ConnectionError("cut off again"))
+            by_core()
+
+    monkeypatch.setattr(remote, "end_versions", tell_and_end_again)
+    remote._fail(redis.ConnectionError("cut off"))
+    by_core()
+    eventually(lambda: told == 2, 20)
+    eventually(lambda: found.versions.owed == [], 20)
 
 
 def test_a_version_that_redis_lost_does_not_come_again(reader: Reader, broker: Broker) -> None:

@@ -1,6 +1,7 @@
 """Read a file of rows piece by piece, whichever its format: its columns first, then each row with its place."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -150,9 +151,15 @@ def _objects(lines: _Lines, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
             raise JobRefused(place, line[:80], f"is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise JobRefused(place, line[:80], "must be a JSON object")
-        if "\\u" in line and (bad := UNSTORABLE.search(json.dumps(row, ensure_ascii=False).replace("\\u0000", "\0"))):
+        if "\\u" in line and (bad := _unstorable(row)):
             raise JobRefused(place, line[:80], f"holds U+{ord(bad[0]):04X}, which PostgreSQL cannot store")
         yield number, row
+
+
+def _unstorable(row: dict[str, Any]) -> re.Match[str] | None:
+    # An escaped backslash before u0000 is a text that spells it out, and no U+0000: such pairs go first.
+    written = json.dumps(row, ensure_ascii=False).replace("\\\\", "").replace("\\u0000", "\0")
+    return UNSTORABLE.search(written)
 
 
 class _Long(float):

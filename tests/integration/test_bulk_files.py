@@ -213,6 +213,17 @@ def test_long_numbers_of_json_keep_every_digit(tmp_path: Path) -> None:
         ]
 
 
+def test_a_text_may_spell_out_what_cannot_be_stored(tmp_path: Path) -> None:
+    spelled = ["\\u0000", "C:\\\\ud800", '"\\u0000']
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"a": spelled, "b": "\u00e9"}), encoding="utf-8")
+    with row_file.opened(file, None, None, "", 1000) as source:
+        assert [values for _, values in source.rows] == [[spelled, "\u00e9"]]
+    file.write_text(json.dumps({"a": ["\\\0"]}), encoding="utf-8")
+    with pytest.raises(JobRefused, match=r"holds U\+0000"), row_file.opened(file, None, None, "", 1000) as source:
+        list(source.rows)
+
+
 def test_without_pyarrow_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with (

@@ -164,18 +164,16 @@ def _pieces(source: RowFile, how: dict[str, Any], rows_per_job: int) -> Iterator
         while parts:
             one = parts.pop()
             payload = check(BulkInsert, columns=source.columns, rows=[values for _, values in one], **how)
-            if len(one) > 1 and _size_bytes(payload) > most:
+            place = source.place(one[0][0])
+            try:
+                written = payload.to_json().encode()
+            except (ValueError, TypeError) as error:
+                raise JobRefused(f"rows from {place}", how["table"], f"cannot be written as JSON: {error}") from error
+            if len(one) > 1 and len(written) > most:
                 parts += [one[len(one) // 2 :], one[: len(one) // 2]]
                 continue
-            yield Piece(number, payload, source.place(one[0][0]))
+            yield Piece(number, payload, written, place)
             number += 1
-
-
-def _size_bytes(payload: BulkInsert) -> int:
-    try:
-        return len(payload.to_json().encode())
-    except (ValueError, TypeError) as error:
-        raise JobRefused("rows", payload.table, f"cannot be written as JSON: {error}") from error
 
 
 def _run_inline(source: RowFile, how: dict[str, Any]) -> list[Job]:

@@ -22,15 +22,19 @@ LONGEST_NAME = 150  # so that a job's id still fits with its number and what a r
 
 @dataclass(frozen=True)
 class Piece:
-    """One job of a group: its number from 0, what it carries, and the place in the input where its rows begin."""
+    """One job of a group: its number from 0, what it carries, and the place in the input where its rows begin.
+
+    ``written`` is the payload as JSON in UTF-8.
+    """
 
     number: int
     payload: BulkInsert
+    written: bytes
     place: str
 
     def mark(self) -> str:
         """Return what stands for the piece in the group's record: a digest of all that it carries, and its rows."""
-        return f"{hashlib.sha256(self.payload.to_json().encode()).hexdigest()[:32]} {len(self.payload.rows)}"
+        return f"{hashlib.sha256(self.written).hexdigest()[:32]} {len(self.payload.rows)}"
 
 
 @dataclass(frozen=True)

@@ -202,6 +202,14 @@ def test_values_of_parquet_arrive_as_they_were(tmp_path: Path) -> None:
         ]
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_rows_that_json_cannot_say_are_refused_with_their_place(cli: Cli, tmp_path: Path, rows: int) -> None:
+    file = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"codepoint": list(range(rows)), "name": [[float("nan")]] * rows}), file)
+    with pytest.raises(JobRefused, match=r"rows from .*rows\.parquet row 1: .* cannot be written as JSON"):
+        bulk(TABLE, file, None, null="", window=10)
+
+
 def test_long_numbers_of_json_keep_every_digit(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -111,7 +112,8 @@ def group(
 
 def _send(group: BulkGroup, source: RowFile, how: dict[str, Any], options: Options, window: int) -> int:
     """Send the pieces with at most ``window`` of them open, and return how many there are."""
-    pieces = _pieces(source, how, group.rows_per_job(load_policy().queue(BulkInsert.queue).rows_per_job or 1000))
+    rows_per_job = group.rows_per_job(load_policy().queue(BulkInsert.queue).rows_per_job or 1000)
+    pieces = _pieces(source, how, rows_per_job)
     began, rows, jobs, new = time.monotonic(), 0, 0, 0
     waiting: list[int] = []
     with _bar() as bar:
@@ -130,7 +132,7 @@ def _send(group: BulkGroup, source: RowFile, how: dict[str, Any], options: Optio
                     if len(waiting) + len(portion) > window:
                         note(f"; waits for {len(waiting)} jobs to end")
                         time.sleep(PAUSE_S)
-                new += _sent(group, portion, options, note)
+                new += _sent(partial(group.send, portion, options, rows_per_job), note)
                 waiting += [piece.number for piece in portion]
                 rows += sum(len(piece.payload.rows) for piece in portion)
                 jobs += len(portion)
@@ -145,10 +147,10 @@ def _send(group: BulkGroup, source: RowFile, how: dict[str, Any], options: Optio
     return jobs
 
 
-def _sent(group: BulkGroup, portion: list[Piece], options: Options, note: Callable[[str], None]) -> int:
+def _sent(send: Callable[[], int], note: Callable[[str], None]) -> int:
     while True:
         try:
-            return group.send(portion, options)
+            return send()
         except QueueFull as error:
             note(f"; the queue is full ({error.length} jobs), waits")
             time.sleep(PAUSE_S)

@@ -9,7 +9,7 @@ from typing import Any
 
 from tasks import enqueue
 from tasks.enqueue import Options
-from tasks.job import ENDED, status_of
+from tasks.job import ENDED, rejected_id, status_of
 from tasks.payloads import BulkInsert
 from worker import broker
 from worker.errors import JobRefused, UnknownJob
@@ -17,7 +17,7 @@ from worker.policy import load as load_policy
 
 #: Jobs that are asked about in one round trip.
 PAGE = 1000
-LONGEST_NAME = 150  # so that a job's id still fits with its number and what a refused row adds
+LONGEST_NAME = 150  # so that a job's id still fits with its number and what `rejected_id` adds
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,6 @@ class BulkGroup:
         if not name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:
             raise JobRefused("group", name, f"must be text of 1 to {LONGEST_NAME} printable characters")
         self.name = name
-        self._wanted = 0
         self._broker = broker.connect()
         self._key = self._broker.keys.group(name)
 
@@ -71,10 +70,9 @@ class BulkGroup:
 
     def rows_per_job(self, wanted: int) -> int:
         """Return the rows a job: those wanted, or those that the group was begun with."""
-        self._wanted = int(self._broker.redis.hget(self._key, "rows_per_job") or wanted)
-        return self._wanted
+        return int(self._broker.redis.hget(self._key, "rows_per_job") or wanted)
 
-    def send(self, pieces: Sequence[Piece], options: Options) -> int:
+    def send(self, pieces: Sequence[Piece], options: Options, rows_per_job: int) -> int:
         """Enqueue the pieces that are not in yet; return how many these were.
 
         Each is claimed by its mark before it is sent, so a command that ends in between is taken up here.
@@ -84,7 +82,7 @@ class BulkGroup:
         marks = {str(piece.number): piece.mark() for piece in pieces}
         self._compare(pieces, marks)
         pipeline = redis.pipeline(transaction=False)
-        pipeline.hsetnx(self._key, "rows_per_job", self._wanted)
+        pipeline.hsetnx(self._key, "rows_per_job", rows_per_job)
         for number, mark in marks.items():
             pipeline.hsetnx(self._key, number, mark)
         pipeline.expire(self._key, int(load_policy().retention.dead_s))
@@ -161,12 +159,12 @@ class BulkGroup:
             refusing = []
             for (number, count), name, (status, error, _) in zip(page, ids, self._ask(ids), strict=True):
                 yield name, "UNSENT" if not status and number >= sent else status or "FORGOTTEN", error, count
-                refusing.append(f"{name}.rejected")
+                refusing.append(rejected_id(name))
             while refusing:  # what was mended in part refuses again
                 asked = zip(refusing, self._ask(refusing), strict=True)
                 found = [(name, *told) for name, told in asked if told[0]]
                 yield from found
-                refusing = [f"{name}.rejected" for name, *_ in found]
+                refusing = [rejected_id(name) for name, *_ in found]
 
     def _ask(self, ids: Sequence[str]) -> list[tuple[str, str, int]]:
         """Return status, error and rows of each job; an empty status for one without a record."""

@@ -4,20 +4,19 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
-from uuid import NAMESPACE_OID, uuid5
 
 from db import bulk, changes
 from db.changes import Change, Conflict, Operation
 from tasks import enqueue, fault
 from tasks.apart import apart, readable
 from tasks.enqueue import Options
+from tasks.job import rejected_id
 from tasks.payloads import BulkInsert, check
 from worker.app import app
 from worker.batching import Answer, BatchJob
 from worker.outcome import Fault
 
 One = tuple[str, BulkInsert]
-_MOST_CHARACTERS = 200
 
 
 class BulkInsertJob(BatchJob):
@@ -85,9 +84,6 @@ def _change(job_id: str, one: BulkInsert) -> dict[str, Any]:
     if changed.rejected:
         # Also by a repeat: the first run may have ended between its commit and this. The id makes it one job.
         rest = one.model_copy(update={"rows": [one.rows[each.line - 1] for each in changed.rejected]})
-        name = f"{job_id}.rejected"
-        if len(name) > _MOST_CHARACTERS:
-            name = uuid5(NAMESPACE_OID, name).hex
-        (job,) = enqueue.many([(rest, Options(job_id=name))])
+        (job,) = enqueue.many([(rest, Options(job_id=rejected_id(job_id)))])
         told |= {"rejected": [asdict(each) for each in changed.rejected], "rejected_job": job.id}
     return told

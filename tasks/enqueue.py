@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from tasks.job import Group, Job
+from tasks.job import LONGEST_ID, Group, Job
 from tasks.payloads import BulkInsert, Chat, Embedding, JobPayload, check
 from worker import broker, message
 from worker.broker import Submission
@@ -198,8 +198,8 @@ def _options(options: Options | None, rest: dict[str, Any]) -> tuple[Options, di
 def _identifier(field: str, value: object) -> str:
     if value is None:
         return ""
-    if not isinstance(value, str) or not value.strip() or len(value) > 200 or not value.isprintable():
-        raise JobRefused(field, value, "must be text of 1 to 200 printable characters")
+    if not isinstance(value, str) or not value.strip() or len(value) > LONGEST_ID or not value.isprintable():
+        raise JobRefused(field, value, f"must be text of 1 to {LONGEST_ID} printable characters")
     return value
 
 

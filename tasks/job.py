@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import NAMESPACE_OID, uuid5
 
 from tasks import stream
 from worker import broker
@@ -25,6 +26,7 @@ STATUS = {
 HIDDEN = frozenset({b"message", b"history", b"follows"})
 ENDED = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
 POLL_S = (0.005, 0.1)
+LONGEST_ID = 200  # characters
 
 
 class Job:
@@ -162,6 +164,12 @@ class Group:
         for job in self.jobs:
             pipeline.hmget(client.keys.job(job.id), "state", "attempts", "cancel")
         return [_status(*reply) for reply in pipeline.execute()]
+
+
+def rejected_id(job_id: str) -> str:
+    """Return the id of the job that holds the rows which a job refused: always the same, so that it is sent once."""
+    name = f"{job_id}.rejected"
+    return name if len(name) <= LONGEST_ID else uuid5(NAMESPACE_OID, name).hex
 
 
 def status_of(record: dict[str, str]) -> str:

@@ -143,7 +143,7 @@ def _staged(
 
 @contextmanager
 def _cursor(session: Session, table: str, copied: str, columns: Sequence[Column]) -> Iterator[Any]:
-    touched.by_driver(session, table)
+    touched.tables(session, table)
     connection = cast("psycopg2.extensions.connection", session.connection().connection.driver_connection)
     with connection.cursor() as cursor:
         try:

@@ -51,13 +51,8 @@ def watch(engine: Engine) -> None:
 
 
 def tables(session: Session, *names: str) -> None:
-    """Say that a transaction changes tables in a way that no statement's text tells: a function, a trigger."""
+    """Say that a transaction changes tables in a way that SQLAlchemy is not told: a function, a trigger, COPY."""
     _note(session.connection(), {table_versions.of_table(name) for name in written_tables.with_dependents({*names})})
-
-
-def by_driver(session: Session, table: str) -> None:
-    """Say that a transaction changes a table past SQLAlchemy, through a cursor of the driver."""
-    tables(session, table)
 
 
 def names(session: Session, *ending: str) -> None:

@@ -18,7 +18,7 @@ from db.errors import VectorError
 
 #: pgvector's limits: HNSW takes vectors of so many dimensions, and half as exact ones of twice as many.
 INDEXED, INDEXED_AS_HALF = 2000, 4000
-# How many candidates a search keeps. Measured on docstrings: bench/vectors.py.
+# How many candidates a search keeps. Measured on docstrings: bench/store.py.
 EF_SEARCH, MOST_EF_SEARCH = 100, 1000
 _SETTINGS = statement(
     "SELECT set_config('hnsw.ef_search', :candidates, true), set_config('hnsw.iterative_scan', 'relaxed_order', true)"

@@ -18,6 +18,7 @@ from db import index_candidates, normal_form, plans
 from db.engine import engine
 from db.index_candidates import Candidate
 from db.plans import Plan
+from db.slow_statements import Kept
 from db.statements import UNWATCHED
 
 #: Tables up to this size are tried without being asked for: a build of a second or two.
@@ -151,6 +152,6 @@ def _quoted(name: str) -> str:
     return engine().dialect.identifier_preparer.quote(name)
 
 
-def worth_trying(found: Sequence[Any]) -> list[Any]:
+def worth_trying(found: Sequence[Kept]) -> list[Kept]:
     """Return those of the slow statements whose plan is not known to read by indexes alone."""
     return [each for each in found if each.plan is None or plans.scans(each.plan)]

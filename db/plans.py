@@ -107,10 +107,8 @@ def scans(plan: Plan) -> list[Scan]:
     ]
 
 
-def summary(plan: Plan | None) -> str:
+def summary(plan: Plan) -> str:
     """Say in a line what takes a plan's time."""
-    if plan is None:
-        return "no plan"
     whole = sorted({each.table for each in scans(plan)})
     indexes = sorted({str(step["Index Name"]) for step in steps(plan) if "Index Name" in step})
     parts = [f"reads all of {', '.join(whole)}"] if whole else []

@@ -16,10 +16,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy.exc
 from sqlalchemy import Connection, Engine, ExceptionContext, event
+
+if TYPE_CHECKING:  # it imports the engine, which imports this module
+    from db.slow_statements import Seen
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +164,7 @@ class Watch:
         kinds: dict[str, list[Slow]] = {}
         for slow in found:
             kinds.setdefault(normal_form.of(slow.statement).fingerprint, []).append(slow)
-        seen: list[slow_statements.Seen] = []
+        seen: list[Seen] = []
         fault = ""
         try:
             with self._aside.connect() as connection:
@@ -178,7 +181,7 @@ class Watch:
         if unseen:
             logger.warning("%d more slow statements were not looked at: too many at once", unseen)
 
-    def _seen(self, mark: str, alike: Sequence[Slow], connection: Connection | None) -> Any:
+    def _seen(self, mark: str, alike: Sequence[Slow], connection: Connection | None) -> Seen:
         from db import normal_form, plans
         from db.slow_statements import Seen
 
@@ -199,7 +202,7 @@ class Watch:
             plan=plan,
         )
 
-    def _log(self, seen: Any, fault: str) -> None:
+    def _log(self, seen: Seen, fault: str) -> None:
         from db import plans
 
         told = plans.summary(seen.plan) if seen.plan else "its plan: ./forebay queries show " + seen.fingerprint

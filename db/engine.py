@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TypeVar
 
 import sqlalchemy
 from sqlalchemy import URL, Connection, Engine, event
@@ -18,11 +17,9 @@ from db import statements, touched
 from db.errors import SettingError
 from db.pool import NamedPool, PoolState
 from db.statements import Limits
+from db.variables import Variables
 
 _SCHEMES = {"postgresql", "postgresql+psycopg2"}
-_MAX_INT32 = 2**31 - 1
-Value = TypeVar("Value")
-Number = TypeVar("Number", int, float)
 # By process id: a forked child finds none of its own, and must never use or close its parent's connections.
 _engines: dict[int, Engine] = {}
 _session: ContextVar[Session | None] = ContextVar("session", default=None)
@@ -59,39 +56,19 @@ def settings(environment: Mapping[str, str] = os.environ) -> Settings:
 
     Raises SettingError that names every faulty variable, its value and what is allowed.
     """
-    faults: list[str] = []
-
-    def read(name: str, default: Value, parse: Callable[[str], Value], allowed: str) -> Value:
-        given = environment.get(name, "").strip()
-        if not given:
-            return default
-        try:
-            return parse(given)
-        except ValueError:
-            faults.append(f"{name}={given!r}: {allowed}")
-            return default
-
-    def whole(name: str, default: int, least: int) -> int:
-        allowed = f"a whole number from {least}"
-        return read(name, default, lambda given: _within(int(given), least), allowed)
-
-    def seconds(name: str, default: float, least: float) -> float:
-        allowed = f"a number of seconds from {least:g}"
-        return read(name, default, lambda given: _within(float(given), least), allowed)
-
-    def switch(name: str, default: bool = True) -> bool:
-        return read(name, default, _truth, "true or false")
+    variables = Variables(environment)
+    whole, seconds, switch = variables.whole, variables.seconds, variables.switch
 
     def address(name: str) -> URL | None:
         try:
-            return _url(name, environment.get(name, ""))
+            return _url(name, variables.text(name))
         except SettingError as error:
-            faults.append(str(error))
+            variables.faults.append(str(error))
             return None
 
     found = Settings(
         url=address("DATABASE_URL") or URL.create("postgresql+psycopg2"),
-        direct_url=address("DATABASE_DIRECT_URL") if environment.get("DATABASE_DIRECT_URL", "").strip() else None,
+        direct_url=address("DATABASE_DIRECT_URL") if variables.text("DATABASE_DIRECT_URL") else None,
         pgbouncer=switch("DATABASE_PGBOUNCER", False),
         pool_size=whole("DATABASE_POOL_SIZE", 10, 1),
         pool_overflow=whole("DATABASE_POOL_OVERFLOW", 20, 0),
@@ -112,8 +89,7 @@ def settings(environment: Mapping[str, str] = os.environ) -> Settings:
             is_on=switch("QUERY_SLOW_ENABLED"),
         ),
     )
-    if faults:
-        raise SettingError("; ".join(faults))
+    variables.check()
     return found
 
 
@@ -222,10 +198,10 @@ def _make(given: Settings) -> Engine:
 def _url(name: str, given: str) -> URL:
     """Parse a database's URL. No message repeats it: it holds a password."""
     remedy = "set it to postgresql://user:password@host:port/database"
-    if not given.strip():
+    if not given:
         raise SettingError(f"{name} is not set: {remedy}")
     try:
-        url = sqlalchemy.make_url(given.strip())
+        url = sqlalchemy.make_url(given)
     except (sqlalchemy.exc.ArgumentError, ValueError):
         raise SettingError(f"{name} is not a URL: {remedy}") from None
     if url.drivername not in _SCHEMES:
@@ -236,25 +212,3 @@ def _url(name: str, given: str) -> URL:
 
 def _milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
-
-
-def _within(number: Number, least: Number) -> Number:
-    if not least <= number <= _MAX_INT32:
-        raise ValueError(number)
-    return number
-
-
-def _truth(given: str) -> bool:
-    try:
-        return {
-            "true": True,
-            "1": True,
-            "yes": True,
-            "on": True,
-            "false": False,
-            "0": False,
-            "no": False,
-            "off": False,
-        }[given.lower()]
-    except KeyError:
-        raise ValueError(given) from None

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from db.errors import QueryCacheError, SettingError
+from db.errors import QueryCacheError
+from db.variables import Variables
 
 DAY_S = 86400.0
 #: A value must not outlive the tokens of the versions that it was kept under, which live 400 days.
@@ -43,32 +44,20 @@ class Settings:
 
 def settings(environment: Mapping[str, str] = os.environ) -> Settings:
     """Read the settings from the environment. Raises SettingError that names every faulty variable."""
-    faults: list[str] = []
-
-    def seconds(name: str, default: float, least: float, most: float) -> float:
-        given = environment.get(name, "").strip()
-        try:
-            found = float(given) if given else default
-        except ValueError:
-            found = -1.0
-        if not least <= found <= most:  # NaN is not
-            faults.append(f"{name}={given!r}: a number of seconds from {least:g} to {most:.0f}")
-        return found
-
-    switch = environment.get("QUERY_CACHE_ENABLED", "").strip().lower()
-    if switch not in ("", "true", "1", "yes", "on", "false", "0", "no", "off"):
-        faults.append(f"QUERY_CACHE_ENABLED={switch!r}: true or false")
-    url = environment.get("CACHE_URL", "").strip() or environment.get("CELERY_BROKER_URL", "").strip()
+    variables = Variables(environment)
+    url = variables.text("CACHE_URL") or variables.text("CELERY_BROKER_URL")
     found = Settings(
         url=url,
         prefix=environment.get("FOREBAY_KEY_PREFIX", "") + "query:",
         master=environment.get("REDIS_SENTINEL_MASTER", ""),
-        enabled=bool(url) and switch in ("", "true", "1", "yes", "on"),
-        ttl_s={kind: seconds(f"CACHE_{kind.upper()}_TTL", ttl_s, 1, LONGEST_S) for kind, ttl_s in DEFAULTS_S.items()},
-        stale_s=seconds("QUERY_CACHE_STALE_S", 0.2, 0, 60),
+        enabled=variables.switch("QUERY_CACHE_ENABLED") and bool(url),
+        ttl_s={
+            kind: variables.seconds(f"CACHE_{kind.upper()}_TTL", ttl_s, 1, LONGEST_S)
+            for kind, ttl_s in DEFAULTS_S.items()
+        },
+        stale_s=variables.seconds("QUERY_CACHE_STALE_S", 0.2, 0, 60),
     )
-    if faults:
-        raise SettingError("; ".join(faults))
+    variables.check()
     return found
 
 

@@ -1,0 +1,64 @@
+"""Reads settings from environment variables, and tells of all that are faulty at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from db.errors import SettingError
+
+_MAX_INT32 = 2**31 - 1
+_SWITCH = {
+    **dict.fromkeys(("true", "1", "yes", "on"), True),
+    **dict.fromkeys(("false", "0", "no", "off"), False),
+}
+Value = TypeVar("Value")
+Number = TypeVar("Number", int, float)
+
+
+class Variables:
+    """The variables of one environment; one that is missing or empty has its default.
+
+    ``faults`` gathers what is wrong: each variable's name, its value and what is allowed.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+        self.faults: list[str] = []
+
+    def text(self, name: str) -> str:
+        return self._environment.get(name, "").strip()
+
+    def whole(self, name: str, default: int, least: int) -> int:
+        return self._read(
+            name, default, lambda given: _within(int(given), least, _MAX_INT32), f"a whole number from {least}"
+        )
+
+    def seconds(self, name: str, default: float, least: float, most: float | None = None) -> float:
+        allowed = f"a number of seconds from {least:g}" + ("" if most is None else f" to {most:.0f}")
+        largest = _MAX_INT32 if most is None else most
+        return self._read(name, default, lambda given: _within(float(given), least, largest), allowed)
+
+    def switch(self, name: str, default: bool = True) -> bool:
+        return self._read(name, default, lambda given: _SWITCH[given.lower()], "true or false")
+
+    def check(self) -> None:
+        """Raise SettingError when anything was wrong."""
+        if self.faults:
+            raise SettingError("; ".join(self.faults))
+
+    def _read(self, name: str, default: Value, parse: Callable[[str], Value], allowed: str) -> Value:
+        given = self.text(name)
+        if not given:
+            return default
+        try:
+            return parse(given)
+        except (ValueError, KeyError):
+            self.faults.append(f"{name}={given!r}: {allowed}")
+            return default
+
+
+def _within(number: Number, least: float, most: float) -> Number:
+    if not least <= number <= most:  # NaN is not
+        raise ValueError(number)
+    return number

@@ -59,7 +59,10 @@ def bulk(
         raise JobRefused("file", str(file), "is not a file; give a .csv, .jsonl or .parquet file, or -")
     names = columns.split(",") if columns else None
     most_bytes = load_policy().queue(BulkInsert.queue).max_payload_bytes
-    with _broker_errors(), row_file.opened(file, file_format, names, null, most_bytes) as source:
+    with (
+        _broker_errors("the same command with --group goes on"),
+        row_file.opened(file, file_format, names, null, most_bytes) as source,
+    ):
         if enqueue.is_inline():
             jobs, name = _run_inline(source, how), ""
         else:
@@ -83,7 +86,7 @@ def group(
     as_json_: AsJson = False,
 ) -> None:
     """Show how far a group is. Exit code 0: all succeeded; 1: some failed; 3: not all sent, or not all ended."""
-    with _broker_errors(), _bar() as bar:
+    with _broker_errors("ask again when it does"), _bar() as bar:
         bar.add_task("jobs ended", total=None, note="")
 
         def show(state: State) -> None:
@@ -248,7 +251,7 @@ def _draw(bar: Progress, **fields: Any) -> None:
 
 
 @contextmanager
-def _broker_errors() -> Iterator[None]:
+def _broker_errors(remedy: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
@@ -256,6 +259,4 @@ def _broker_errors() -> Iterator[None]:
 
         if not isinstance(error, RedisError):
             raise
-        raise BrokerUnavailable(
-            f"the broker does not answer ({error}); the same command with --group goes on"
-        ) from error
+        raise BrokerUnavailable(f"the broker does not answer ({error}); {remedy}") from error

@@ -2,11 +2,10 @@
 
 import time
 from collections.abc import Iterator
-from uuid import uuid4
+from typing import Any
 
 from bench.line import Line
 from bench.stage import Stage, quantile, resident_mib, until
-from tasks import Chat, enqueue
 
 LATENCY_S = 1.2
 P95_S, P99_S = 5.0, 5.5
@@ -23,11 +22,11 @@ def run(stage: Stage) -> Iterator[Line]:
         limit = slots / LATENCY_S
         settings = {"FOREBAY_CHAT_CONCURRENCY": str(slots // processes), "DATABASE_POOL_OVERFLOW": "0"}
         with stage.workers("chat", processes, settings) as workers:
-            _flood(stage, processes)  # clients and connections are made with the first call
+            stage.answer(processes)  # clients and connections are made with the first call
             idle_mib = sum(map(resident_mib, workers))
-            waited_s = [ended - accepted for accepted, ended in stage.times(_flood(stage, slots))]
+            waited_s = [ended - accepted for accepted, ended in stage.times(stage.answer(slots))]
             began = time.monotonic()
-            _flood(stage, WAVES * slots)
+            stage.answer(WAVES * slots)
             ours = WAVES * slots / (time.monotonic() - began)
             ours_mib = (sum(map(resident_mib, workers)) - idle_mib) / slots
         with stage.plain("threads", slots) as (app, worker):
@@ -51,15 +50,8 @@ def run(stage: Stage) -> Iterator[Line]:
         yield Line("chat", f"{slots} slots: memory of each", ours_mib, plain_mib, "MiB", "plain Celery")
 
 
-def _flood(stage: Stage, jobs: int) -> list[str]:
-    before = stage.completed("chat")
-    sent = enqueue.many([Chat(message=f"What is {n}?", conversation=uuid4().hex) for n in range(jobs)])
-    until(lambda: stage.completed("chat"), before + jobs, "chats")
-    return [job.id for job in sent]
-
-
-def _plain_flood(stage: Stage, app: object, jobs: int) -> None:
+def _plain_flood(stage: Stage, app: Any, jobs: int) -> None:
     stage.provider.forget()
     for n in range(jobs):
-        app.send_task("plain.chat", (f"What is {n}?",))  # type: ignore[attr-defined]
+        app.send_task("plain.chat", (f"What is {n}?",))
     until(lambda: stage.provider.counts().answered, jobs, "chats")

@@ -61,15 +61,9 @@ def _cost(stage: Stage) -> Iterator[Line]:
     for turn in range(ROUNDS):
         for gate in sorted(rates, reverse=bool(turn % 2)):
             with stage.workers("chat", settings={"FOREBAY_CHAT_GATE": gate, "FOREBAY_CHAT_CONCURRENCY": "16"}):
-                _answer(stage, 50)
+                stage.answer(50)
                 began = time.monotonic()
-                _answer(stage, JOBS)
+                stage.answer(JOBS)
                 rates[gate].append(JOBS / (time.monotonic() - began))
     with_limit, without = (statistics.median(rates[gate]) for gate in ("loose", "provider"))
     yield Line("limits", "chats behind limits that never bind", with_limit, without, "jobs/s", "without limits", 0.95)
-
-
-def _answer(stage: Stage, jobs: int) -> None:
-    before = stage.completed("chat")
-    enqueue.many([Chat(message=f"What is {n}?", conversation=uuid4().hex) for n in range(jobs)])
-    until(lambda: stage.completed("chat"), before + jobs, "chats")

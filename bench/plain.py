@@ -64,8 +64,3 @@ def load(rows: list[list[Any]]) -> None:
     connection = database(os.getpid())
     with connection, connection.cursor() as cursor:
         cursor.copy_expert("COPY bench_load FROM STDIN (FORMAT csv)", file)
-
-
-@app.task(name="plain.nothing")  # type: ignore[untyped-decorator]
-def nothing() -> None:
-    return None

@@ -1,17 +1,15 @@
 """The query cache: how fast a known result is, and how often one is known while others write."""
 
-import os
 import random
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 from sqlalchemy import select, text
 
 from bench.line import Line
-from bench.stage import Stage, execute, quantile
-from db import conversations, engine, models, query_cache, table_versions
+from bench.stage import Stage, execute, quantile, setting
+from db import conversations, models, query_cache, table_versions
 from db.engine import transaction
 
 USERS, CONVERSATIONS = 200, 20
@@ -38,7 +36,7 @@ def run(_: Stage) -> Iterator[Line]:
         f" generate_series(1, {CONVERSATIONS}) n"
     )
     try:
-        with _switched_on():
+        with setting("QUERY_CACHE_ENABLED", "true"):
             yield from _looks()
             yield from _mix()
     finally:
@@ -139,23 +137,3 @@ def _redis_ms() -> float:
     table_versions.close()
     query_cache.get("session", "conversations:list:none:first", tables=("receipts",), type_=list[str])
     return _ms(1)
-
-
-@contextmanager
-def _switched_on() -> Iterator[None]:
-    before = os.environ.get("QUERY_CACHE_ENABLED")
-    os.environ["QUERY_CACHE_ENABLED"] = "true"
-    _restart()
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["QUERY_CACHE_ENABLED"]
-        else:
-            os.environ["QUERY_CACHE_ENABLED"] = before
-        _restart()
-
-
-def _restart() -> None:
-    table_versions.close()
-    engine.close()

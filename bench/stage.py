@@ -7,15 +7,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psutil
 from sqlalchemy import text
 
+from db import engine, table_versions
 from db.engine import transaction
 from dev.errors import StackError
 from dev.faulty_provider import FaultyProvider
 from dev.fleet import Fleet
 from dev.processes import Command, Log, Process
+from tasks import Chat, enqueue
 from worker import broker as brokers
 from worker import overview
 
@@ -76,6 +79,13 @@ class Stage:
         """Return how many jobs of a queue have succeeded so far."""
         return int(self.broker.redis.hget(self.broker.keys.stats(queue), "completed") or 0)
 
+    def answer(self, chats: int) -> list[str]:
+        """Have so many chats answered, each in a conversation of its own, and return their jobs' ids."""
+        before = self.completed("chat")
+        sent = enqueue.many([Chat(message=f"What is {n}?", conversation=uuid4().hex) for n in range(chats)])
+        until(lambda: self.completed("chat"), before + chats, "chats")
+        return [job.id for job in sent]
+
     def times(self, job_ids: Sequence[str]) -> list[tuple[float, float]]:
         """Return of each job when it was accepted and when it ended, by Redis' clock. Raises unless all succeeded."""
         pipeline = self.broker.redis.pipeline(transaction=False)
@@ -122,6 +132,27 @@ def rows() -> int:
     """Return how many rows the benchmarks' table has."""
     with transaction() as session:
         return int(session.execute(text("SELECT count(*) FROM bench_rows")).scalar_one())
+
+
+@contextlib.contextmanager
+def setting(name: str, value: str) -> Iterator[None]:
+    """Have this process' database engine and query cache begin anew with a setting, and without it behind the block."""
+    before = os.environ.get(name)
+    try:
+        os.environ[name] = value
+        _begin_anew()
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+        _begin_anew()
+
+
+def _begin_anew() -> None:
+    table_versions.close()
+    engine.close()
 
 
 def execute(statement: str) -> None:

@@ -1,13 +1,12 @@
 """What it costs that each statement is timed."""
 
-import os
 import time
 from collections.abc import Iterator
 
 from sqlalchemy import text
 
 from bench.line import Line
-from bench.stage import Stage, quantile
+from bench.stage import Stage, quantile, setting
 from db import engine
 
 TIMES, ROUNDS = 2000, 5
@@ -16,15 +15,10 @@ TIMES, ROUNDS = 2000, 5
 def run(_: Stage) -> Iterator[Line]:
     """Run the shortest statement with and without the clock, in turn."""
     rates: dict[str, list[float]] = {"true": [], "false": []}
-    try:
-        for _round in range(ROUNDS):
-            for timed, of in rates.items():
-                os.environ["QUERY_SLOW_ENABLED"] = timed
-                engine.close()
+    for _round in range(ROUNDS):
+        for timed, of in rates.items():
+            with setting("QUERY_SLOW_ENABLED", timed):
                 of.append(_rate())
-    finally:
-        del os.environ["QUERY_SLOW_ENABLED"]
-        engine.close()
     measured, compared = (quantile(of, 0.5) for of in rates.values())
     yield Line("statements", "SELECT 1, timed", measured, compared, "/s", "not timed")
 

@@ -14,8 +14,9 @@ JSON = Path(__file__).with_name("results.json")
 PAGE = Path(__file__).with_name("results.md")
 HEAD = """# Last results
 
-Written by `./forebay bench --record`; one part is measured by `./forebay bench --PART`. Times differ from run to run
-and from machine to machine: the ratios are what counts. What is compared was measured in the same run.
+Written by `./forebay bench --record`. A part alone is measured by its option, as `./forebay bench --chat`; those of
+the database (load, store, query cache, statements) go together, by `--database`. Times differ from run to run and from
+machine to machine: the ratios are what counts. What is compared was measured in the same run.
 """
 
 

@@ -37,7 +37,9 @@ def bench(
     limits: Annotated[bool, _part("A provider's budget used by four workers; what limits cost.")] = False,
     cache: Annotated[bool, _part("Hits, and a stampede of equal jobs.")] = False,
     bulk: Annotated[bool, _part("One-row inserts in batches.")] = False,
-    database: Annotated[bool, _part("200,000 rows against COPY; long conversations; search.")] = False,
+    database: Annotated[
+        bool, _part("200,000 rows against COPY; reads, search and the query cache; timing statements.")
+    ] = False,
     logs: Annotated[Path | None, typer.Option(help="Keep what workers and servers say in this folder.")] = None,
     record: Annotated[bool, _part("Keep the results in bench/results.md.")] = False,
     as_json_: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,

@@ -164,8 +164,6 @@ def test_an_index_that_helps_is_found_and_leaves_no_trace(big: str) -> None:
 
 def test_an_index_that_another_makes_redundant_is_named(big: str) -> None:
     execute(f"CREATE INDEX scratch_owner ON {big} (owner)")
-    advice = index_advice.recommend(f"SELECT id FROM {big} WHERE owner = $1 AND at > $2 AND at < $3")
-    assert advice.redundant in ((), ("scratch_owner",))
     advice = index_advice.recommend(f"SELECT id FROM {big} WHERE owner = $1 ORDER BY at LIMIT $2")
     assert advice.redundant == ("scratch_owner",)
 

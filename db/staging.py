@@ -152,7 +152,7 @@ def _cursor(session: Session, table: str, copied: str, columns: Sequence[Column]
             if fault_of(error) is not Fault.INPUT:
                 raise
             schema.forget(session, table)
-            raise refused(error, table, copied, columns) from error
+            raise _refused(error, table, copied, columns) from error
 
 
 def _copy(cursor: Any, into: sql.Identifier, columns: Sequence[Column], data: bytes) -> None:
@@ -194,7 +194,7 @@ def _listed(names: Sequence[str]) -> sql.Composed:
     return sql.SQL(", ").join(map(sql.Identifier, names))
 
 
-def refused(error: psycopg2.Error, table: str, copied: str, columns: Sequence[Column]) -> RowError | TableError:
+def _refused(error: psycopg2.Error, table: str, copied: str, columns: Sequence[Column]) -> RowError | TableError:
     """Say in which row and column of the rows copied the server found the fault."""
     said = error.diag
     reason = "; ".join(filter(None, [said.message_primary or str(error).strip(), said.message_detail]))

@@ -7,7 +7,9 @@ from typing import TypeVar
 
 from db.errors import SettingError
 
-_MAX_INT32 = 2**31 - 1
+#: What PostgreSQL takes of whole numbers, and of seconds, which it is sent as milliseconds.
+_MOST = 2**31 - 1
+_MOST_S = _MOST // 1000
 _SWITCH = {
     **dict.fromkeys(("true", "1", "yes", "on"), True),
     **dict.fromkeys(("false", "0", "no", "off"), False),
@@ -30,14 +32,12 @@ class Variables:
         return self._environment.get(name, "").strip()
 
     def whole(self, name: str, default: int, least: int) -> int:
-        return self._read(
-            name, default, lambda given: _within(int(given), least, _MAX_INT32), f"a whole number from {least}"
-        )
+        allowed = f"a whole number from {least} to {_MOST}"
+        return self._read(name, default, lambda given: _within(int(given), least, _MOST), allowed)
 
-    def seconds(self, name: str, default: float, least: float, most: float | None = None) -> float:
-        allowed = f"a number of seconds from {least:g}" + ("" if most is None else f" to {most:.0f}")
-        largest = _MAX_INT32 if most is None else most
-        return self._read(name, default, lambda given: _within(float(given), least, largest), allowed)
+    def seconds(self, name: str, default: float, least: float, most: float = _MOST_S) -> float:
+        allowed = f"a number of seconds from {least:g} to {most:.0f}"
+        return self._read(name, default, lambda given: _within(float(given), least, most), allowed)
 
     def switch(self, name: str, default: bool = True) -> bool:
         return self._read(name, default, lambda given: _SWITCH[given.lower()], "true or false")

@@ -44,13 +44,14 @@ def test_a_wrong_url_is_refused_without_its_password(url: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
-        ("DATABASE_POOL_SIZE", "0", "a whole number from 1"),
-        ("DATABASE_POOL_SIZE", "many", "a whole number from 1"),
-        ("DATABASE_POOL_OVERFLOW", "-1", "a whole number from 0"),
-        ("DATABASE_POOL_RECYCLE_S", "1.5", "a whole number from 1"),
-        ("DATABASE_POOL_TIMEOUT_S", "nan", "a number of seconds from 0"),
-        ("DATABASE_STATEMENT_TIMEOUT_S", "inf", "a number of seconds from 0"),
-        ("DATABASE_KEEPALIVES_COUNT", "99999999999", "a whole number from 1"),
+        ("DATABASE_POOL_SIZE", "0", "a whole number from 1 to 2147483647"),
+        ("DATABASE_POOL_SIZE", "many", "a whole number from 1 to 2147483647"),
+        ("DATABASE_POOL_OVERFLOW", "-1", "a whole number from 0 to 2147483647"),
+        ("DATABASE_POOL_RECYCLE_S", "1.5", "a whole number from 1 to 2147483647"),
+        ("DATABASE_POOL_TIMEOUT_S", "nan", "a number of seconds from 0 to 2147483"),
+        ("DATABASE_STATEMENT_TIMEOUT_S", "inf", "a number of seconds from 0 to 2147483"),
+        ("DATABASE_STATEMENT_TIMEOUT_S", "2147484", "a number of seconds from 0 to 2147483"),
+        ("DATABASE_KEEPALIVES_COUNT", "99999999999", "a whole number from 1 to 2147483647"),
         ("DATABASE_POOL_PRE_PING", "perhaps", "true or false"),
     ],
 )

@@ -122,7 +122,7 @@ class _Lines:
 def _json_rows(
     lines: _Lines, name: str, columns: list[str] | None
 ) -> tuple[list[str], Iterator[tuple[int, Sequence[Any]]]]:
-    """Take the columns of the first object, or those asked for: of these, one that is missing is NULL."""
+    """Take the columns of the first object, which all others have, or those given: then one that is missing is NULL."""
     objects = _objects(lines, name)
     first = next(objects, None)
     names = columns or (list(first[1]) if first else [])
@@ -133,7 +133,8 @@ def _json_rows(
         while given:
             number, row = given
             if not row.keys() <= wanted or (columns is None and len(row) < len(wanted)):
-                raise JobRefused(f"{name}:{number}", sorted(row), f"must have the columns {', '.join(names)}")
+                only = "no columns but" if columns else "the columns"
+                raise JobRefused(f"{name}:{number}", sorted(row), f"must have {only} {', '.join(names)}")
             yield number, [_plain(row.get(each)) for each in names]
             given = next(objects, None)
 

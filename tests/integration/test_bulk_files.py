@@ -232,6 +232,23 @@ def test_a_text_may_spell_out_what_cannot_be_stored(tmp_path: Path) -> None:
         list(source.rows)
 
 
+def test_objects_of_json_have_the_columns_given_or_those_of_the_first(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+
+    def read(content: str, columns: list[str] | None) -> list[object]:
+        file.write_text(content, encoding="utf-8")
+        with row_file.opened(file, None, columns, "", 1000) as source:
+            return [values for _, values in source.rows]
+
+    assert read('{"a": 1, "b": 2}\n\n{"b": 3, "a": null}\n', None) == [[1, 2], [None, 3]]
+    assert read('{"a": 1}\n{"b": 2}\n{}\n', ["b", "a"]) == [[None, 1], [2, None], [None, None]]
+    for content in ('{"a": 1}\n{}\n', '{"a": 1}\n{"a": 2, "b": 3}\n'):
+        with pytest.raises(JobRefused, match=r"rows\.jsonl:2: .* must have the columns a$"):
+            read(content, None)
+    with pytest.raises(JobRefused, match=r"rows\.jsonl:1: .* must have no columns but a, b$"):
+        read('{"a": 1, "c": 2}\n', ["a", "b"])
+
+
 def test_without_pyarrow_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with (

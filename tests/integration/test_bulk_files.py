@@ -249,6 +249,35 @@ def test_objects_of_json_have_the_columns_given_or_those_of_the_first(tmp_path: 
         read('{"a": 1, "c": 2}\n', ["a", "b"])
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "columns", "words"),
+    [
+        ("a.csv", b"a,b\n1,2\n", ["a", "b"], "a.csv:1: 'a,b' names the columns; leave --columns out"),
+        ("a.csv", b'a\n"open\n' + b"x\n" * 600, None, "opens a quote that is not closed in 1000 bytes"),
+        ("a.jsonl", b'{"a": 1}\n{"a": "' + b"x" * 1000 + b'"}\n', None, "is longer than a job may be (1000 bytes"),
+        ("a.parquet", b"", ["a", "c"], "columns: 'c' is not in"),
+    ],
+)
+def test_what_cannot_be_read_as_asked_is_named(
+    tmp_path: Path, name: str, content: bytes, columns: list[str] | None, words: str
+) -> None:
+    file = tmp_path / name
+    file.write_bytes(content)
+    if name == "a.parquet":
+        pq.write_table(pa.table({"a": [1], "b": [2]}), file)
+    with pytest.raises(JobRefused) as caught, row_file.opened(file, None, columns, "", 1000) as source:
+        list(source.rows)
+    assert words in str(caught.value)
+
+
+def test_parquet_does_not_come_from_standard_input() -> None:
+    with (
+        pytest.raises(JobRefused, match="file: '-' cannot be Parquet"),
+        row_file.opened(Path("-"), "parquet", None, "", 1000),
+    ):
+        pass
+
+
 def test_without_pyarrow_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with (

@@ -183,6 +183,15 @@ def test_what_ends_is_committed_already(reader: Reader, monkeypatch: pytest.Monk
     assert seen == ["de"]
 
 
+def test_who_writes_messages_has_nothing_to_end(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr(table_versions, "end", ended.extend)
+    conversations.store_notice("job-6", "a", "busy", "wait")
+    assert ended == []
+    by_core()
+    assert ended == ["table:conversations"]
+
+
 def test_a_rollback_ends_nothing(reader: Reader) -> None:
     with suppress(DataError), transaction() as session:
         session.execute(update(_conversation).values(language="de"))

@@ -105,6 +105,14 @@ def test_a_slow_insert_is_planned_and_runs_once(big: str) -> None:
         assert session.scalar(text(f"SELECT count(*) FROM {big}")) == BIG + 1
 
 
+def test_a_plan_stays_when_the_next_run_takes_none() -> None:
+    for calls in (1, 2):
+        execute("SELECT pg_sleep(0.06)")
+        found = kept()["SELECT pg_sleep($1)"]
+        assert found.calls == calls
+        assert found.plan is not None
+
+
 def test_what_failed_counts_too() -> None:
     with pytest.raises(sqlalchemy.exc.DataError):
         execute("SELECT 1 / (length(pg_sleep(0.06)::text))")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from celery.app.trace import loads_message
+from kombu.message import Message
 from kombu.serialization import dumps
 
 from worker import bodies
@@ -44,6 +45,23 @@ def test_what_cannot_be_read_has_a_reason(body: str | bytes, content_type: str, 
         bodies.read(body, content_type, "utf-8", ACCEPTED)
     assert raised.value.reason == reason
     assert str(raised.value).startswith("message.body: ")
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "headers", "may_wait"),
+    [
+        ("[[], {}, {}]", JSON, {"id": "1"}, True),
+        (b"[[], {}, {}]", JSON, {"id": "1"}, True),
+        ("[[], {}, {}]", "application/x-python-serialize", {"id": "1"}, False),
+        ({"id": "1", "task": "t"}, JSON, {"id": "1"}, False),
+        ('{"id": "1", "task": "t"}', JSON, {}, False),
+    ],
+)
+def test_a_body_waits_when_the_headers_say_all(
+    body: Any, content_type: str, headers: dict[str, Any], may_wait: bool
+) -> None:
+    message = Message(body=body, content_type=content_type, headers=headers)
+    assert bodies.may_wait(message) is may_wait
 
 
 def test_no_options_are_empty_options() -> None:

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from db import models, text
 from db.engine import transaction
-from db.errors import ConversationError
+from db.errors import ConversationError, ForeignConversationError
 
 HISTORY_LIMIT = 1000
 
@@ -55,14 +55,29 @@ def store_user_message(
     """Store a job's user message, making the conversation if need be, and return the message's id.
 
     A second run of the job stores nothing and returns the first one's message. `user_id` and `tenant` are
-    kept with a new conversation only. Raises TextError naming the field that PostgreSQL cannot store.
+    kept with a new conversation only; who names others than these is refused, and who names none is trusted.
+    Raises ForeignConversationError, and TextError naming the field that PostgreSQL cannot store.
     """
     text.check(job_id=job_id, conversation_id=conversation_id, content=content)
     text.check(user_id=user_id, tenant=tenant)
     conversation = insert(models.Conversation).values(id=conversation_id, user_id=user_id, tenant=tenant)
     with transaction() as session:
         session.execute(conversation.on_conflict_do_nothing(index_elements=[models.Conversation.id]))
+        if user_id is not None or tenant is not None:
+            _refuse_foreign(session, conversation_id, user_id, tenant)
         return _store_once(session, job_id, conversation_id, "user", content)
+
+
+def _refuse_foreign(session: Session, conversation_id: str, user_id: str | None, tenant: str | None) -> None:
+    """Keep out who could otherwise have the model tell what another user wrote."""
+    owned = models.Conversation
+    owner = session.execute(select(owned.user_id, owned.tenant).where(owned.id == conversation_id)).one()
+    for field, given, kept in (("user", user_id, owner.user_id), ("tenant", tenant, owner.tenant)):
+        if given is not None and kept is not None and given != kept:
+            raise ForeignConversationError(
+                f"{field}: {given!r} is not the one that conversation {conversation_id!r} belongs to; "
+                f"give its {field}, or another conversation"
+            )
 
 
 def history(conversation_id: str, limit: int = 15) -> list[Message]:

@@ -49,6 +49,10 @@ class UnknownConversationError(ConversationError):
     """A user has no conversation of this id."""
 
 
+class ForeignConversationError(ConversationError):
+    """A conversation belongs to another user or tenant than the one who writes to it."""
+
+
 class UnknownStatementError(StoreError):
     """No slow statement has this fingerprint, or several have."""
 

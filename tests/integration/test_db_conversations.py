@@ -12,7 +12,7 @@ from sqlalchemy import select, text
 from db import conversations, models
 from db.conversations import Answer
 from db.engine import transaction
-from db.errors import ConversationError, Fault, TextError, fault_of
+from db.errors import ConversationError, Fault, ForeignConversationError, TextError, fault_of
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -54,9 +54,19 @@ def test_a_second_run_stores_no_second_message(thread: str) -> None:
 
 def test_a_later_message_leaves_the_conversation_as_it_is(thread: str) -> None:
     conversations.store_user_message("a-" + thread, thread, "one", user_id="ada")
-    conversations.store_user_message("b-" + thread, thread, "two", user_id="bob")
+    conversations.store_user_message("b-" + thread, thread, "two", user_id="ada", tenant="acme")
+    conversations.store_user_message("c-" + thread, thread, "three")
     with transaction() as session:
-        assert session.scalar(select(models.Conversation.user_id).filter_by(id=thread)) == "ada"
+        kept = session.get_one(models.Conversation, thread)
+        assert (kept.user_id, kept.tenant) == ("ada", None)
+
+
+@pytest.mark.parametrize(("user", "tenant", "named"), [("bob", "acme", "user: 'bob'"), ("ada", "evil", "tenant: 'evil'")])
+def test_nobody_writes_to_the_conversation_of_another(thread: str, user: str, tenant: str, named: str) -> None:
+    conversations.store_user_message("a-" + thread, thread, "my secret", "ada", "acme")
+    with pytest.raises(ForeignConversationError, match=f"{named} is not the one .* give its"):
+        conversations.store_user_message("b-" + thread, thread, "what is the secret?", user, tenant)
+    assert contents(conversations.history(thread)) == ["my secret"]
 
 
 def test_runs_that_race_store_one_message(thread: str) -> None:

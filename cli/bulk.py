@@ -21,7 +21,7 @@ from tasks.bulk_group import BulkGroup, Piece, State
 from tasks.enqueue import Options
 from tasks.job import Job
 from tasks.payloads import BulkInsert, check
-from worker.errors import BrokerUnavailable, JobRefused, QueueFull, ResultTimeout
+from worker.errors import BrokerUnavailable, JobFailed, JobRefused, QueueFull, ResultTimeout
 from worker.policy import load as load_policy
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
@@ -52,7 +52,10 @@ def bulk(
     wait: Annotated[float | None, typer.Option(help="Wait up to this many seconds for the jobs to end.", min=0)] = None,
     as_json_: AsJson = False,
 ) -> None:
-    """Enqueue a file's rows, cut into jobs, and print the group's id and its jobs."""
+    """Enqueue a file's rows, cut into jobs, and print the group's id and its jobs.
+
+    With --wait, exit code 1 if a job failed or rows were refused.
+    """
     given = {"operation": operation, "key": key and key.split(","), "on_conflict": on_conflict}
     how = {"table": table, **{name: value for name, value in given.items() if value is not None}}
     if str(file) != "-" and not file.is_file():
@@ -187,31 +190,41 @@ def _run_inline(source: RowFile, how: dict[str, Any]) -> list[Job]:
 
 
 def _tell_rows(results: list[dict[str, Any]], as_json_: bool) -> None:
-    """Print how many rows the jobs took, and which jobs hold those that were refused."""
+    """Print how many rows the jobs took, and which jobs hold those that were refused: then the exit code is 1."""
     counts = dict.fromkeys(COUNTED, 0)
     for result in results:
         for name in counts:  # inserts that went together tell their rows alone
             counts[name] += result.get(name, result["rows"] if name == "inserted" else 0)
     rows = sum(result["rows"] for result in results)
-    rejected = [result["rejected_job"] for result in results if "rejected_job" in result]
+    rejected = {result["rejected_job"]: len(result["rejected"]) for result in results if "rejected_job" in result}
     if as_json_:
-        as_json({"rows": rows, **counts, "rejected_jobs": rejected})
-        return
-    done = ", ".join(f"{count} rows {name}" for name, count in counts.items() if count) or "0 rows changed"
-    out.print(f"{done} by {len(results)} jobs")
-    for job_id in rejected:
-        err.print(f"rows were refused; they are job {job_id}: ./forebay dead show {job_id}", markup=False)
+        as_json({"rows": rows, **counts, "rejected": sum(rejected.values()), "rejected_jobs": list(rejected)})
+    else:
+        done = ", ".join(f"{count:,} rows {name}" for name, count in counts.items() if count) or "0 rows changed"
+        out.print(f"{done} by {len(results):,} jobs")
+        for job_id, count in rejected.items():
+            told = f"{count:,} rows were refused; they are job {job_id}: ./forebay dead show {job_id}"
+            err.print(told, markup=False, soft_wrap=True)
+    if rejected:
+        raise typer.Exit(1)
 
 
 def _results(jobs: list[Job], wait_s: float) -> list[Any]:
     """Wait for all jobs, at most so long in all, and return their results."""
     until = time.monotonic() + wait_s
+    results: list[Any] = []
     try:
-        return [job.result(max(0.0, until - time.monotonic())) for job in jobs]
-    except (KeyboardInterrupt, ResultTimeout):
+        with _bar() as bar:
+            bar.add_task("jobs ended", total=len(jobs), note="")
+            for job in jobs:
+                results.append(job.result(max(0.0, until - time.monotonic())))
+                _draw(bar, completed=len(results))
+    except (KeyboardInterrupt, ResultTimeout, JobFailed) as error:
         name = jobs[0].id.removesuffix(".0")
-        err.print(f"the jobs go on; ask with ./forebay group {name}", markup=False)
+        others = "what became of all" if isinstance(error, JobFailed) else "the jobs go on"
+        err.print(f"{others}: ./forebay group {name}", markup=False, soft_wrap=True)
         raise
+    return results
 
 
 def _check_columns(table: str, columns: list[str]) -> None:

@@ -156,15 +156,15 @@ class BulkGroup:
         for at in range(0, len(marks), PAGE):
             page = marks[at : at + PAGE]
             ids = [self.job_id(number) for number, _ in page]
-            refusing = []
+            found = []
             for (number, count), name, (status, error, _) in zip(page, ids, self._ask(ids), strict=True):
-                yield name, "UNSENT" if not status and number >= sent else status or "FORGOTTEN", error, count
-                refusing.append(rejected_id(name))
-            while refusing:  # what was mended in part refuses again
-                asked = zip(refusing, self._ask(refusing), strict=True)
-                found = [(name, *told) for name, told in asked if told[0]]
-                yield from found
+                found.append((name, "UNSENT" if not status and number >= sent else status or "FORGOTTEN", error, count))
+            while found:  # what was mended in part refuses again
                 refusing = [rejected_id(name) for name, *_ in found]
+                refused = [(name, *told) for name, told in zip(refusing, self._ask(refusing), strict=True)]
+                for (name, status, error, count), (*_, fewer) in zip(found, refused, strict=True):
+                    yield name, status, error, max(0, count - fewer)  # a row counts once, where it is now
+                found = [each for each in refused if each[1]]
 
     def _ask(self, ids: Sequence[str]) -> list[tuple[str, str, int]]:
         """Return status, error and rows of each job; an empty status for one without a record."""

@@ -142,14 +142,22 @@ class Group:
                 return status
         return "SUCCESS"
 
-    def result(self, timeout: float | None = None) -> dict[str, int]:
-        """Wait for every job; return ``{"rows": inserted in all}``. Raises as `Job.result` does."""
+    def result(self, timeout: float | None = None) -> dict[str, Any]:
+        """Wait for every job; return ``{"rows": taken in all}``. Raises as `Job.result` does.
+
+        When rows were refused while others were taken, ``rejected`` is their number and ``rejected_jobs`` are the ids
+        of the jobs that hold them, dead letters soon.
+        """
         waited_until = None if timeout is None else time.monotonic() + timeout
-        rows = 0
+        told: dict[str, Any] = {"rows": 0}
         for job in self.jobs:
             left_s = None if waited_until is None else max(0.0, waited_until - time.monotonic())
-            rows += job.result(left_s)["rows"]
-        return {"rows": rows}
+            result = job.result(left_s)
+            told["rows"] += result["rows"]
+            if "rejected_job" in result:
+                told["rejected"] = told.get("rejected", 0) + len(result["rejected"])
+                told["rejected_jobs"] = [*told.get("rejected_jobs", ()), result["rejected_job"]]
+        return told
 
     def cancel(self) -> bool:
         """Cancel every job; return whether none had ended."""

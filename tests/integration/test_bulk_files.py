@@ -17,6 +17,7 @@ from cli.bulk import bulk
 from db.engine import transaction
 from tasks import enqueue
 from tasks.bulk_group import BulkGroup
+from tasks.job import Group, Job
 from tests.commands import Cli
 from tests.eventually import eventually
 from tests.integration.test_jobs import scalar
@@ -150,7 +151,13 @@ def test_a_group_tells_what_failed(cli: Cli, workers: Workers, tmp_path: Path) -
     workers.start("bulk_insert")
     said = cli("group", "partly", "--wait", "60", code=1)
     assert "partly.0.rejected is FAILURE" in said
-    assert BulkGroup("partly").state().jobs == {"SUCCESS": 1, "FAILURE": 1}
+    state = BulkGroup("partly").state()
+    assert (state.jobs, state.rows) == ({"SUCCESS": 1, "FAILURE": 1}, {"SUCCESS": 1, "FAILURE": 1})
+    said = cli("enqueue", "bulk", TABLE, str(file), "--group", "partly", "--wait", "60", code=1)
+    assert "1 rows inserted" in said
+    assert "1 rows were refused; they are job partly.0.rejected" in said
+    refused = Group("partly", [Job("partly.0")]).result(60)
+    assert refused == {"rows": 1, "rejected": 1, "rejected_jobs": ["partly.0.rejected"]}
     assert "no column 'nam'" in cli("group", "unknown", "--wait", "60", code=1)
     with pytest.raises(UnknownJob, match="never begun"):
         BulkGroup("never begun").state()

@@ -27,6 +27,7 @@ from worker.policy import load as load_policy
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 PORTION = 8  # jobs sent in one go
 PAUSE_S = 0.2
+MOST_SHOWN = 20  # ids of jobs on a terminal; a program gets all of them
 COUNTED = ("inserted", "updated", "skipped", "deleted")
 NOT_OVER = 3  # exit code: neither all succeeded nor has one failed
 
@@ -58,6 +59,10 @@ def bulk(
     """
     given = {"operation": operation, "key": key and key.split(","), "on_conflict": on_conflict}
     how = {"table": table, **{name: value for name, value in given.items() if value is not None}}
+    if group and idempotency_key and group != idempotency_key:
+        raise JobRefused(
+            "--idempotency-key", idempotency_key, f"is --group by another name ({group!r}); give one of them"
+        )
     if str(file) != "-" and not file.is_file():
         raise JobRefused("file", str(file), "is not a file; give a .csv, .jsonl or .parquet file, or -")
     names = columns.split(",") if columns else None
@@ -78,9 +83,12 @@ def bulk(
     elif as_json_:
         as_json({"group": name, "jobs": [job.id for job in jobs]})
     else:
-        err.print(f"group {name}: {len(jobs)} jobs", markup=False)
-        for job in jobs:
-            out.print(job.id, markup=False)
+        err.print(f"group {name}: {len(jobs):,} jobs; ./forebay group {name}", markup=False, soft_wrap=True)
+        cut = out.is_terminal and len(jobs) > MOST_SHOWN
+        for job in jobs[: 1 if cut else None]:
+            out.print(job.id, markup=False, soft_wrap=True)
+        if cut:
+            out.print(f"...\n{jobs[-1].id}", markup=False, soft_wrap=True)
 
 
 def group(
@@ -133,7 +141,8 @@ def _send(group: BulkGroup, source: RowFile, how: dict[str, Any], options: Optio
             while portion := list(islice(pieces, min(PORTION, window))):
                 if jobs == 0:
                     _check_columns(how["table"], source.columns)
-                    err.print(f"group {group.name}; broken off, it goes on with --group {group.name}", markup=False)
+                    told = f"group {group.name}; broken off, it goes on with --group {group.name}"
+                    err.print(told, markup=False, soft_wrap=True)
                 while len(waiting) + len(portion) > window and (waiting := group.open_jobs(waiting)):
                     if len(waiting) + len(portion) > window:
                         note(f"; waits for {len(waiting)} jobs to end")
@@ -143,13 +152,16 @@ def _send(group: BulkGroup, source: RowFile, how: dict[str, Any], options: Optio
                 rows += sum(len(piece.payload.rows) for piece in portion)
                 jobs += len(portion)
                 note()
-        except KeyboardInterrupt:
-            err.print(f"{jobs} jobs are in; the same command with --group {group.name} goes on", markup=False)
+        except (KeyboardInterrupt, JobRefused) as error:
+            if jobs:
+                when = "once that is mended, " if isinstance(error, JobRefused) else ""
+                told = f"{jobs} jobs are in; {when}the same command with --group {group.name} goes on"
+                err.print(told, markup=False, soft_wrap=True)
             raise
     if not jobs:
-        raise JobRefused("rows", [], "is empty; give at least one row")
+        raise JobRefused("file", source.name, "holds no row; give at least one row")
     group.end(jobs)
-    err.print(f"{rows} rows sent" + (f"; {jobs - new} of {jobs} jobs were in before" if new < jobs else ""))
+    err.print(f"{rows:,} rows sent" + (f"; {jobs - new:,} of {jobs:,} jobs were in before" if new < jobs else ""))
     return jobs
 
 

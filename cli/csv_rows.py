@@ -23,7 +23,12 @@ def read(
         for number, text in records:
             fields = _split(text, null, f"{name}:{number}")
             if len(fields) != len(names):
-                raise JobRefused(f"{name}:{number}", text[:80], f"has {len(fields)} fields for {len(names)} columns")
+                raise JobRefused(
+                    f"{name}:{number}",
+                    text[:80],
+                    f"has {len(fields)} fields for {len(names)} columns; "
+                    + (_other_delimiter(fields) or 'quote a field that holds a comma: "a,b"'),
+                )
             if fields == columns:
                 raise JobRefused(f"{name}:{number}", text[:80], "names the columns; leave --columns out")
             yield number, fields
@@ -40,8 +45,16 @@ def _header(records: Iterator[tuple[int, str]], name: str) -> list[str]:
         for column in names:
             if names.count(column) > 1:
                 raise JobRefused(place, column, "is the name of two columns; name each once")
+        if told := _other_delimiter(names):
+            raise JobRefused(place, text[:80], f"is one field; {told}")
         return names
     return []
+
+
+def _other_delimiter(fields: Sequence[str | None]) -> str:
+    """Return what to do when a line is one field because something else than a comma stands between its fields."""
+    found = [each for each in ";\t|" if len(fields) == 1 and each in (fields[0] or "")]
+    return f"separate fields by commas, not by {found[0]!r}" if found else ""
 
 
 def _records(lines: Iterator[tuple[int, str]], name: str, most_bytes: int) -> Iterator[tuple[int, str]]:

@@ -25,6 +25,7 @@ class RowFile:
     ``total``: bytes, or rows of Parquet; None when it is not known. ``done``: how much of it is read.
     """
 
+    name: str
     columns: list[str]
     rows: Iterator[tuple[int, Sequence[Any]]]
     total: int | None
@@ -41,13 +42,15 @@ def opened(
     ``columns``: of a CSV without a header; those to take of JSONL and Parquet. Raises `JobRefused` naming the place.
     """
     kind = file_format or FORMATS.get(path.suffix.lower(), "")
-    if kind not in FORMATS.values():
-        raise JobRefused(
-            "format",
-            file_format or str(path),
-            "must end in .csv, .jsonl or .parquet; or give --format csv|jsonl|parquet",
-        )
     is_stream = str(path) == "-"
+    if file_format and kind not in FORMATS.values():
+        raise JobRefused("format", file_format, "is not known; give csv, jsonl or parquet")
+    if is_stream and not kind:
+        raise JobRefused(
+            "file", "-", "is standard input, whose format has no suffix to tell it; give --format csv|jsonl"
+        )
+    if not kind:
+        raise JobRefused("file", str(path), "must end in .csv, .jsonl or .parquet; or give --format csv|jsonl|parquet")
     if kind == "parquet":
         if is_stream:
             raise JobRefused("file", "-", "cannot be Parquet, which is read from its end; give a file")
@@ -65,7 +68,7 @@ def opened(
         )
         names, rows = read
         total = path.stat().st_size if path.is_file() and not is_stream else None
-        yield RowFile(names, rows, total, lambda: lines.read_bytes, lambda number: f"{name}:{number}")
+        yield RowFile(name, names, rows, total, lambda: lines.read_bytes, lambda number: f"{name}:{number}")
 
 
 def _parquet(path: Path, columns: list[str] | None) -> Iterator[RowFile]:
@@ -78,7 +81,7 @@ def _parquet(path: Path, columns: list[str] | None) -> Iterator[RowFile]:
                 done = number
                 yield number, values
 
-        yield RowFile(names, counted(), total, lambda: done, lambda number: f"{path} row {number}")
+        yield RowFile(str(path), names, counted(), total, lambda: done, lambda number: f"{path} row {number}")
 
 
 class _Lines:
@@ -133,8 +136,8 @@ def _json_rows(
         while given:
             number, row = given
             if not row.keys() <= wanted or (columns is None and len(row) < len(wanted)):
-                only = "no columns but" if columns else "the columns"
-                raise JobRefused(f"{name}:{number}", sorted(row), f"must have {only} {', '.join(names)}")
+                wish = "must have no columns but {}" if columns else "must have the columns {}; with --columns a missing one is NULL"
+                raise JobRefused(f"{name}:{number}", sorted(row), wish.format(", ".join(names)))
             yield number, [_plain(row.get(each)) for each in names]
             given = next(objects, None)
 
@@ -149,9 +152,10 @@ def _objects(lines: _Lines, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             row = json.loads(line, parse_float=_number, parse_constant=_refuse)
         except (ValueError, RecursionError) as error:
-            raise JobRefused(place, line[:80], f"is not JSON: {error}") from error
+            why = f"{error.msg} at character {error.pos}" if isinstance(error, json.JSONDecodeError) else error
+            raise JobRefused(place, line.rstrip()[:80], f"is not JSON: {why}; write one object a line") from error
         if not isinstance(row, dict):
-            raise JobRefused(place, line[:80], "must be a JSON object")
+            raise JobRefused(place, line.rstrip()[:80], "must be a JSON object; write one object a line, in no list")
         if "\\u" in line and (bad := _unstorable(row)):
             raise JobRefused(place, line[:80], f"holds U+{ord(bad[0]):04X}, which PostgreSQL cannot store")
         yield number, row

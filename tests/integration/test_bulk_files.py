@@ -168,7 +168,14 @@ def test_a_group_tells_what_failed(cli: Cli, workers: Workers, tmp_path: Path) -
     [
         ("a.csv", b"codepoint,name\n1,x\n2,a\0b\n", "a.csv:3: '2,a\\x00b\\n' holds U+0000 at position 3"),
         ("a.csv", b"codepoint,name\n1,x\n2,\xe9\n", "a.csv:3: b'\\xe9' at byte 2 of the line, 21 of the file"),
-        ("a.csv", b"codepoint,name\n", "give at least one row"),
+        ("a.csv", b"codepoint,name\n", "a.csv' holds no row; give at least one row"),
+        (
+            "a.csv",
+            b"codepoint;name\n1;x\n",
+            "a.csv:1: 'codepoint;name' is one field; separate fields by commas, not by ';'",
+        ),
+        ("a.csv", b"codepoint,name\n1\tx\n", "has 1 fields for 2 columns; separate fields by commas, not by '\\t'"),
+        ("a.csv", b"codepoint,name\n1,x,y\n", "a.csv:2: '1,x,y' has 3 fields for 2 columns; quote a field that holds"),
         ("a.csv", b"codepoint,codepoint\n1,2\n", "a.csv:1: 'codepoint' is the name of two columns"),
         ("a.csv", b"codepoint,\n1,2\n", "a.csv:1: 'codepoint,' has no name for column 2"),
         ("a.csv", b'codepoint,name\n1,"open\n2,x\n', "a.csv:2: '1,\"open\\n' opens a quote that is never closed"),
@@ -176,7 +183,13 @@ def test_a_group_tells_what_failed(cli: Cli, workers: Workers, tmp_path: Path) -
         ("a.csv", b'codepoint,name\n1,"two\nlines"\n2\n', "a.csv:4: '2' has 1 fields for 2 columns"),
         ("a.csv", b"codepoint,name\n1," + b"x" * 9_000_000 + b"\n", "a.csv:2: b'1,xxx"),
         ("a.jsonl", b"", "give at least one row"),
-        ("a.jsonl", b'{"codepoint": NaN}\n', "a.jsonl:1: '{\"codepoint\": NaN}\\n' is not JSON: NaN is no JSON number"),
+        ("a.jsonl", b'{"codepoint": NaN}\n', "a.jsonl:1: '{\"codepoint\": NaN}' is not JSON: NaN is no JSON number"),
+        (
+            "a.jsonl",
+            b'{"name": "x"}\n{"name":\n',
+            "a.jsonl:2: '{\"name\":' is not JSON: Expecting value at character 9; write",
+        ),
+        ("a.jsonl", b'[{"name": "x"}]\n', "must be a JSON object; write one object a line, in no list"),
         ("a.jsonl", b'{"name": "x"}\n{"name": "\\u0000"}\n', "holds U+0000"),
         ("a.jsonl", b'{"name": "x"}\n{"name": "\\ud800"}\n', "holds U+D800"),
         ("a.parquet", b"PAR1", "cannot be read as Parquet"),
@@ -191,6 +204,30 @@ def test_a_fault_in_a_file_is_named_with_its_place(
         bulk(TABLE, file, None, null="", window=10)
     assert words in str(caught.value)
     assert not list(broker.redis.scan_iter("*"))
+
+
+def test_a_fault_behind_sent_rows_says_how_to_go_on(cli: Cli, broker: Broker, tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("codepoint,name\n" + "".join(f"{n},x\n" for n in range(9)) + "bad\n", encoding="utf-8")
+    said = cli("enqueue", "bulk", TABLE, str(file), "--group", "late", FOREBAY_BULK_INSERT_ROWS_PER_JOB="1", code=1)
+    assert "rows.csv:11: 'bad' has 1 fields for 2 columns" in said
+    assert "8 jobs are in; once that is mended, the same command with --group late goes on" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("rows.csv", "--format", "xml"), "format: 'xml' is not known; give csv, jsonl or parquet"),
+        (("-",), "file: '-' is standard input, whose format has no suffix to tell it; give --format csv|jsonl"),
+        (("rows.csv", "--group", "a", "--idempotency-key", "b"), "'b' is --group by another name ('a'); give one"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    cli: Cli, broker: Broker, tmp_path: Path, options: tuple[str, ...], words: str
+) -> None:
+    (tmp_path / "rows.csv").write_text("codepoint,name\n1,x\n", encoding="utf-8")
+    given = [str(tmp_path / each) if each.endswith(".csv") else each for each in options]
+    assert words in cli("enqueue", "bulk", TABLE, *given, code=1)
 
 
 def test_values_of_parquet_arrive_as_they_were(tmp_path: Path) -> None:
@@ -250,7 +287,7 @@ def test_objects_of_json_have_the_columns_given_or_those_of_the_first(tmp_path: 
     assert read('{"a": 1, "b": 2}\n\n{"b": 3, "a": null}\n', None) == [[1, 2], [None, 3]]
     assert read('{"a": 1}\n{"b": 2}\n{}\n', ["b", "a"]) == [[None, 1], [2, None], [None, None]]
     for content in ('{"a": 1}\n{}\n', '{"a": 1}\n{"a": 2, "b": 3}\n'):
-        with pytest.raises(JobRefused, match=r"rows\.jsonl:2: .* must have the columns a$"):
+        with pytest.raises(JobRefused, match=r"rows\.jsonl:2: .* must have the columns a; with --columns"):
             read(content, None)
     with pytest.raises(JobRefused, match=r"rows\.jsonl:1: .* must have no columns but a, b$"):
         read('{"a": 1, "c": 2}\n', ["a", "b"])

@@ -7,7 +7,7 @@ import uuid
 
 import pytest
 import sqlalchemy.exc
-from sqlalchemy import select, text
+from sqlalchemy import text
 
 from db import conversations, models
 from db.conversations import Answer
@@ -61,7 +61,9 @@ def test_a_later_message_leaves_the_conversation_as_it_is(thread: str) -> None:
         assert (kept.user_id, kept.tenant) == ("ada", None)
 
 
-@pytest.mark.parametrize(("user", "tenant", "named"), [("bob", "acme", "user: 'bob'"), ("ada", "evil", "tenant: 'evil'")])
+@pytest.mark.parametrize(
+    ("user", "tenant", "named"), [("bob", "acme", "user: 'bob'"), ("ada", "evil", "tenant: 'evil'")]
+)
 def test_nobody_writes_to_the_conversation_of_another(thread: str, user: str, tenant: str, named: str) -> None:
     conversations.store_user_message("a-" + thread, thread, "my secret", "ada", "acme")
     with pytest.raises(ForeignConversationError, match=f"{named} is not the one .* give its"):

@@ -136,8 +136,14 @@ def _json_rows(
         while given:
             number, row = given
             if not row.keys() <= wanted or (columns is None and len(row) < len(wanted)):
-                wish = "must have no columns but {}" if columns else "must have the columns {}; with --columns a missing one is NULL"
-                raise JobRefused(f"{name}:{number}", sorted(row), wish.format(", ".join(names)))
+                listed = ", ".join(names)
+                raise JobRefused(
+                    f"{name}:{number}",
+                    sorted(row),
+                    f"must have no columns but {listed}"
+                    if columns
+                    else f"must have the columns {listed}; with --columns a missing one is NULL",
+                )
             yield number, [_plain(row.get(each)) for each in names]
             given = next(objects, None)
 

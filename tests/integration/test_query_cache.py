@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -230,6 +231,25 @@ def test_what_was_read_before_a_commit_and_kept_after_it_is_not_found() -> None:
         assert late.result() == ["en"]
     assert quick() == ["de"]
     assert quick.asked == 1
+
+
+def test_a_version_that_ended_while_redis_was_asked_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = table_versions.of_process()
+    assert found is not None
+    remote, versions = found.cache.remote(), found.versions
+    ask = remote.versions
+
+    def ask_and_end(*given: Any) -> dict[str, str]:
+        heard = ask(*given)
+        versions.end(["table:scratch"])
+        return heard
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(remote, "versions", ask_and_end)
+        ended = versions.read(["table:scratch"])
+    now = versions.read(["table:scratch"])
+    assert now != ended
+    assert versions.read(["table:scratch"]) == now, "what nothing ended is remembered"
 
 
 def test_many_who_ask_at_once_ask_the_database_once() -> None:

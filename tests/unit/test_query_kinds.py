@@ -54,6 +54,22 @@ def test_tables_that_a_statement_writes_are_found(statement: str, tables: set[st
     assert written_tables.written(statement) == tables
 
 
+@pytest.mark.parametrize(
+    ("statement", "is_one"),
+    [
+        ("\n INSERT INTO documents (key) VALUES ('x') ON CONFLICT DO NOTHING", True),
+        ("update documents set key = 1", True),
+        ("DELETE FROM documents", True),
+        ("INSERT INTO documents (key) VALUES ('x'); DELETE FROM receipts", False),
+        ("WITH x AS (DELETE FROM receipts) INSERT INTO documents (key) VALUES ('x')", False),
+        ("INSERT INTO documents (key) WITH x AS (DELETE FROM receipts RETURNING job_id) SELECT job_id FROM x", False),
+        ("TRUNCATE documents", False),
+    ],
+)
+def test_a_count_of_rows_is_believed_for_one_plain_change(statement: str, is_one: bool) -> None:
+    assert written_tables.is_one_change(statement) is is_one
+
+
 def test_tables_that_a_statement_reads_are_found() -> None:
     statement = (
         'SELECT m.id, documents.key FROM messages AS m, "receipts" JOIN ONLY documents ON true, lateral (SELECT 1)'

@@ -14,6 +14,9 @@ from rich.text import Text
 #: A pipe or a file has no width; what is too narrow there cannot be read or copied from.
 WIDE = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 200
 
+#: A column narrower than this cannot be read; a table that would need one becomes paragraphs.
+FOLDED = 20
+
 out = Console(highlight=False, width=WIDE)
 err = Console(stderr=True, highlight=False)
 
@@ -35,15 +38,46 @@ def lines(text: str, escape: Callable[[str], str] = lambda each: repr(each)[1:-1
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; columns whose cells are all numbers stand to the right."""
+    """Print a table; columns whose cells are all numbers stand to the right.
+
+    Where it is too wide for the terminal, each row becomes a paragraph, led by its first cell.
+    """
     cells = [[_cell(value) for value in row] for row in rows]
-    drawn = Table(title=title, title_justify="left", title_style="bold")
+    out.print(Text(title, style="bold"), soft_wrap=True)
+    if _least_width(columns, cells) > out.width:
+        for row in cells:
+            _print_paragraph(columns, row)
+        return
+    drawn = Table()
     for number, name in enumerate(columns):
         numeric = all(row[number].replace(",", "").replace(".", "").lstrip("-").isdigit() for row in cells)
         drawn.add_column(name, justify="right" if cells and numeric else "left", overflow="fold", no_wrap=number == 0)
     for row in cells:
         drawn.add_row(*(Text(cell) for cell in row))  # as text: an error's "[/]" is no markup
     out.print(drawn)
+
+
+def _least_width(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> int:
+    """Return how wide a table is whose cells are folded no narrower than `FOLDED`; the first column is never folded."""
+    width = 1
+    for number, name in enumerate(columns):
+        longest = max(len(line) for text in (name, *(row[number] for row in cells)) for line in text.split("\n"))
+        width += 3 + (longest if number == 0 else min(longest, FOLDED))
+    return width
+
+
+def _print_paragraph(columns: Sequence[str], row: Sequence[str]) -> None:
+    """Print one row: its first cell, then ``name: cell`` as many to a line as fit; a long or broken one has its own."""
+    out.print(Text(row[0]), soft_wrap=True)
+    line = ""
+    for name, cell in zip(columns[1:], row[1:], strict=True):
+        each = f"{name}: {cell}"
+        if line and len(line) + 2 + len(each) > out.width - 2:
+            out.print(Text(f"  {line}"), soft_wrap=True)
+            line = ""
+        line = f"{line}  {each}" if line else each
+    if line:
+        out.print(Text(f"  {line}"), soft_wrap=True)
 
 
 def progress() -> Progress:

@@ -53,7 +53,9 @@ def insert_new(session: Session, table: str, columns: Sequence[Column], rows: Ro
     with _staged(session, table, columns, rows) as (cursor, line):
         order = [*map(sql.Identifier, key), line]
         cursor.execute(
-            sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} ORDER BY {} ON CONFLICT {} DO NOTHING").format(
+            sql.SQL(
+                "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} ORDER BY {} ON CONFLICT {} DO NOTHING"
+            ).format(
                 sql.Identifier("public", table),
                 _names(columns),
                 _names(columns),
@@ -74,7 +76,8 @@ def upsert(session: Session, table: str, columns: Sequence[Column], rows: Rows, 
     with _staged(session, table, columns, rows) as (cursor, line):
         cursor.execute(
             sql.SQL(
-                "WITH done AS (INSERT INTO {} ({}) SELECT {} FROM {} ORDER BY {} ON CONFLICT ({}) DO UPDATE SET {} "
+                "WITH done AS (INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} ORDER BY {} "
+                "ON CONFLICT ({}) DO UPDATE SET {} "
                 "RETURNING xmax = 0 AS is_new) "  # a row that was updated carries the lock of that
                 "SELECT count(*) FILTER (WHERE is_new), count(*) FROM done"
             ).format(
@@ -176,10 +179,15 @@ def _lock(cursor: Any, table: str, key: Sequence[str]) -> None:
 
 
 def _last(key: Sequence[str], line: sql.Identifier) -> sql.Composed:
-    """Select the staged rows, of those with the same key the last."""
-    return sql.SQL("(SELECT DISTINCT ON ({0}) * FROM {1} ORDER BY {0}, {2} DESC) AS given").format(
-        _listed(key), _STAGING, line
-    )
+    """Select the staged rows, of those with the same key the last; a key with a NULL is like no other.
+
+    Where an index takes NULLs as equal, such rows meet in the table, are refused, and go in one by one.
+    """
+    unknown = sql.SQL(" OR ").join(sql.SQL("{} IS NULL").format(sql.Identifier(name)) for name in key)
+    return sql.SQL(
+        "(SELECT DISTINCT ON ({0}, CASE WHEN {1} THEN {2} END) * FROM {3} "
+        "ORDER BY {0}, CASE WHEN {1} THEN {2} END, {2} DESC) AS given"
+    ).format(_listed(key), unknown, line, _STAGING)
 
 
 def _same(key: Sequence[str]) -> sql.Composed:

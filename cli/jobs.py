@@ -8,11 +8,13 @@ import typer
 
 from cli.following import follow
 from cli.output import as_json, out, table
+from db import configuration
 from tasks.job import Job, status_of
 from worker import breaker, broker, overview
 from worker.errors import ForebayError
 from worker.policy import effective
 from worker.policy import load as load_policy
+from worker.queuefile import Setting
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
@@ -133,7 +135,10 @@ def _gate(gate: overview.GateState) -> tuple[object, ...]:
 
 def config(as_json_: AsJson = False) -> None:
     """Show every effective value of queues.yaml and the environment, and where it came from."""
-    settings = effective()
+    settings = effective() + [
+        Setting(each.name, each.value, f"environment variable {each.name}" if each.is_given else "default")
+        for each in configuration.effective()
+    ]
     if as_json_:
         as_json([vars(setting) for setting in settings])
         return

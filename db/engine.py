@@ -17,7 +17,7 @@ from db import statements, touched
 from db.errors import SettingError
 from db.pool import NamedPool, PoolState
 from db.statements import Limits
-from db.variables import Variables
+from db.variables import Reading, Variables
 
 _SCHEMES = {"postgresql", "postgresql+psycopg2"}
 # By process id: a forked child finds none of its own, and must never use or close its parent's connections.
@@ -57,16 +57,26 @@ def settings(environment: Mapping[str, str] = os.environ) -> Settings:
     Raises SettingError that names every faulty variable, its value and what is allowed.
     """
     variables = Variables(environment)
+    found = read(variables)
+    variables.check()
+    return found
+
+
+def read(variables: Variables) -> Settings:
+    """Read the settings; what is wrong is among the variables' faults."""
     whole, seconds, switch = variables.whole, variables.seconds, variables.switch
 
     def address(name: str) -> URL | None:
         try:
-            return _url(name, variables.text(name))
+            url = _url(name, variables.text(name))
         except SettingError as error:
             variables.faults.append(str(error))
             return None
+        # Not its query, which may hold secrets too; as text a URL hides its password.
+        variables.readings.append(Reading(name, str(url.set(query={})), is_given=True))
+        return url
 
-    found = Settings(
+    return Settings(
         url=address("DATABASE_URL") or URL.create("postgresql+psycopg2"),
         direct_url=address("DATABASE_DIRECT_URL") if variables.text("DATABASE_DIRECT_URL") else None,
         pgbouncer=switch("DATABASE_PGBOUNCER", False),
@@ -89,8 +99,6 @@ def settings(environment: Mapping[str, str] = os.environ) -> Settings:
             is_on=switch("QUERY_SLOW_ENABLED"),
         ),
     )
-    variables.check()
-    return found
 
 
 def connect_arguments(given: Settings) -> dict[str, str | int]:

@@ -40,7 +40,7 @@ class _Wanted:
 def page(
     user_id: str,
     conversation_id: str,
-    limit: int = paging.DEFAULT_LIMIT,
+    limit: int | None = None,
     *,
     offset: int | None = None,
     cursor: str | None = None,
@@ -58,10 +58,10 @@ def page(
     that were read before.
 
     Raises UnknownConversationError when the user has no such conversation, whoever else may have it, and PageError for
-    a limit outside 1 to 1000 and for a place that is none.
+    a limit outside 1 to PAGINATION_MESSAGES_LIMIT (1000) and for a place that is none.
     """
     text.check(user_id=user_id, conversation_id=conversation_id)
-    paging.check(limit, paging.MESSAGES_LIMIT, offset)
+    limit = paging.checked(limit, paging.limits().messages, offset)
     paging.check_one(offset=offset, cursor=cursor, before=before, after=after)
     with transaction() as session:
         place = None

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any, Generic, Literal, TypeVar
 
 from sqlalchemy import ColumnElement, tuple_
 
 from db.errors import PageError
+from db.variables import Variables
 
-DEFAULT_LIMIT = 50
-MESSAGES_LIMIT = 1000
-LIST_LIMIT = 500
-OFFSET_LIMIT = 100_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 Item = TypeVar("Item")
 #: Where a cursor leads from its place: before or after it, with what stands there (upto, since) or without.
 Way = Literal["before", "upto", "after", "since"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much a page holds when nobody says, how much at most by what it lists, and how far an offset goes."""
+
+    default: int
+    messages: int
+    lists: int
+    offset: int
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,25 @@ class Place:
         return base64.urlsafe_b64encode(json.dumps(parts, separators=(",", ":")).encode()).decode().rstrip("=")
 
 
+def read(variables: Variables) -> Limits:
+    """Read the limits; what is wrong is among the variables' faults."""
+    return Limits(
+        default=variables.whole("PAGINATION_DEFAULT_LIMIT", 50, 1),
+        messages=variables.whole("PAGINATION_MESSAGES_LIMIT", 1000, 1),
+        lists=variables.whole("PAGINATION_LIST_LIMIT", 500, 1),
+        offset=variables.whole("PAGINATION_OFFSET_LIMIT", 100_000, 0),
+    )
+
+
+@cache
+def limits() -> Limits:
+    """Return this process's limits. Raises SettingError that names every faulty variable."""
+    variables = Variables(os.environ)
+    found = read(variables)
+    variables.check()
+    return found
+
+
 def page_of(
     rows: Sequence[Item],
     limit: int,
@@ -128,12 +156,18 @@ def read_cursor(cursor: str, name: str, id_type: type[int | str]) -> Place:
         ) from None
 
 
-def check(limit: int, most: int, offset: int | None = None) -> None:
-    """Refuse a page that is too large or begins too far away. Raises PageError naming field, value and remedy."""
+def checked(limit: int | None, most: int, offset: int | None = None) -> int:
+    """Return how much a page holds: the limit, or without one the default.
+
+    Raises PageError naming field, value and remedy for a page that is too large or begins too far away.
+    """
+    if limit is None:
+        limit = min(limits().default, most)
     if not _is_within(limit, 1, most):
         raise PageError(f"limit={limit!r}: a whole number from 1 to {most}; get more with further pages")
-    if offset is not None and not _is_within(offset, 0, OFFSET_LIMIT):
-        raise PageError(f"offset={offset!r}: a whole number from 0 to {OFFSET_LIMIT}; go further with a cursor")
+    if offset is not None and not _is_within(offset, 0, limits().offset):
+        raise PageError(f"offset={offset!r}: a whole number from 0 to {limits().offset}; go further with a cursor")
+    return limit
 
 
 def check_one(**ways: object) -> None:

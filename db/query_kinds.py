@@ -45,11 +45,18 @@ class Settings:
 def settings(environment: Mapping[str, str] = os.environ) -> Settings:
     """Read the settings from the environment. Raises SettingError that names every faulty variable."""
     variables = Variables(environment)
+    found = read(variables)
+    variables.check()
+    return found
+
+
+def read(variables: Variables) -> Settings:
+    """Read the settings; what is wrong is among the variables' faults."""
     url = variables.text("CACHE_URL") or variables.text("CELERY_BROKER_URL")
-    found = Settings(
+    return Settings(
         url=url,
-        prefix=environment.get("FOREBAY_KEY_PREFIX", "") + "query:",
-        master=environment.get("REDIS_SENTINEL_MASTER", ""),
+        prefix=variables.text("FOREBAY_KEY_PREFIX") + "query:",
+        master=variables.text("REDIS_SENTINEL_MASTER"),
         enabled=variables.switch("QUERY_CACHE_ENABLED") and bool(url),
         ttl_s={
             kind: variables.seconds(f"CACHE_{kind.upper()}_TTL", ttl_s, 1, LONGEST_S)
@@ -57,8 +64,6 @@ def settings(environment: Mapping[str, str] = os.environ) -> Settings:
         },
         stale_s=variables.seconds("QUERY_CACHE_STALE_S", 0.2, 0, 60),
     )
-    variables.check()
-    return found
 
 
 def check(kind: str, tables: Sequence[str]) -> None:

@@ -57,11 +57,11 @@ def messages(
 
     `query` is as in a web search: all of its words, "a phrase", or, -without. Words are stemmed as English; those of
     other languages are found as they are written. A query of such words alone as "the" finds nothing. Only the first
-    100,000 characters of a message are searched. Raises PageError for a limit outside 1 to 500 and for a query that is
-    empty or longer than 1,000 characters.
+    100,000 characters of a message are searched. Raises PageError for a limit outside 1 to PAGINATION_LIST_LIMIT (500)
+    and for a query that is empty or longer than 1,000 characters.
     """
     text.check(user_id=user_id, query=query, conversation_id=conversation_id)
-    paging.check(limit, paging.LIST_LIMIT, offset)
+    limit = paging.checked(limit, paging.limits().lists, offset)
     if not query.strip() or len(query) > QUERY_LENGTH:
         given = f"query of {len(query)} characters" if query.strip() else f"query={query!r}"
         raise PageError(f"{given}: give a word or more, at most {QUERY_LENGTH} characters")

@@ -35,15 +35,14 @@ class Summary:
     last_message_at: datetime | None
 
 
-def page(
-    user_id: str, limit: int = paging.DEFAULT_LIMIT, cursor: str | None = None, total: bool = False
-) -> Page[Summary]:
+def page(user_id: str, limit: int | None = None, cursor: str | None = None, total: bool = False) -> Page[Summary]:
     """Return a user's conversations, the newest first: next are older ones.
 
-    One statement, whatever the limit. Raises PageError for a limit outside 1 to 500 and for a cursor of another list.
+    One statement, whatever the limit. Raises PageError for a limit outside 1 to PAGINATION_LIST_LIMIT (500) and for a
+    cursor of another list.
     """
     text.check(user_id=user_id)
-    paging.check(limit, paging.LIST_LIMIT)
+    limit = paging.checked(limit, paging.limits().lists)
     place = None if cursor is None else paging.read_cursor(cursor, _LIST, str)
     is_forward = place is not None and place.is_forward
     order = (_AT, _ID) if is_forward else (_AT.desc(), _ID.desc())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
 from db.errors import SettingError
@@ -14,18 +15,28 @@ _SWITCH = {
     **dict.fromkeys(("true", "1", "yes", "on"), True),
     **dict.fromkeys(("false", "0", "no", "off"), False),
 }
-Value = TypeVar("Value")
+Value = TypeVar("Value", bound=str | float | bool)
 Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A variable that was read, and its effective value: what was given, or the default."""
+
+    name: str
+    value: str | float | bool
+    is_given: bool
 
 
 class Variables:
     """The variables of one environment; one that is missing or empty has its default.
 
-    ``faults`` gathers what is wrong: each variable's name, its value and what is allowed.
+    ``readings`` gathers what was read, ``faults`` what is wrong: each variable's name, its value and what is allowed.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
+        self.readings: list[Reading] = []
         self.faults: list[str] = []
 
     def text(self, name: str) -> str:
@@ -49,13 +60,14 @@ class Variables:
 
     def _read(self, name: str, default: Value, parse: Callable[[str], Value], allowed: str) -> Value:
         given = self.text(name)
-        if not given:
-            return default
-        try:
-            return parse(given)
-        except (ValueError, KeyError):
-            self.faults.append(f"{name}={given!r}: {allowed}")
-            return default
+        value = default
+        if given:
+            try:
+                value = parse(given)
+            except (ValueError, KeyError):
+                self.faults.append(f"{name}={given!r}: {allowed}")
+        self.readings.append(Reading(name, value, bool(given)))
+        return value
 
 
 def _within(number: Number, least: float, most: float) -> Number:

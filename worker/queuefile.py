@@ -21,8 +21,9 @@ OTHERS = frozenset(
     )
 )  # fmt: skip
 
-#: Celery's own names, which hold for every queue that they apply to.
-CELERY = {
+#: Names without a queue's, Celery's own among them, which hold for every queue that they apply to.
+SHARED = {
+    "BULK_INSERT_CHUNK_SIZE": "rows_per_job",
     "CELERY_WORKER_PREFETCH_MULTIPLIER": "prefetch_multiplier",
     "CELERY_WORKER_MAX_TASKS_PER_CHILD": "max_tasks_per_child",
 }
@@ -199,14 +200,15 @@ def _override(reading: Reading, environ: Mapping[str, str]) -> None:
     gates = reading.values.get("gates")
     for name in gates if isinstance(gates, dict) else ():
         known |= {_variable(f"gates.{name}.{key}"): f"gates.{name}.{key}" for key in GATE}
-    for variable, value in sorted(environ.items()):  # CELERY_* first, so that a queue's own variable wins
+    for variable, value in sorted(environ.items()):  # FOREBAY_* last, so that a queue's own variable wins
         if variable in known:
             _put(reading, known[variable], value, variable)
-        elif variable in CELERY:
-            key = CELERY[variable]
+        elif variable in SHARED:
+            key = SHARED[variable]
             for name in names:
                 pool = environ.get(_variable(f"{name}.pool"), queues[name].get("pool"))
-                if key == "prefetch_multiplier" or pool == "prefork":
+                applies = {"max_tasks_per_child": pool == "prefork", "rows_per_job": "rows_per_job" in queues[name]}
+                if applies.get(key, True):
                     _put(reading, f"queues.{name}.{key}", value, variable)
         elif re.match(r"FOREBAY_[A-Z]", variable) and variable not in OTHERS:
             hint = nearest(variable, [*known, *OTHERS])

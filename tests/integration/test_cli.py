@@ -161,6 +161,9 @@ def test_configuration_says_where_each_value_came_from(cli: Cli) -> None:
     concurrency = next(each for each in changed if each["key"] == "queues.chat.concurrency")
     assert concurrency["value"] == 7
     assert concurrency["source"] == "environment variable FOREBAY_CHAT_CONCURRENCY"
+    pool = next(each for each in changed if each["key"] == "DATABASE_POOL_SIZE")
+    assert (pool["value"], pool["source"]) == (10, "default")
+    assert "DATABASE_POOL_SIZE='x': a whole number" in cli("config", code=1, DATABASE_POOL_SIZE="x")
 
 
 def test_synchronous_processing_needs_no_worker(cli: Cli, tmp_path: Path) -> None:

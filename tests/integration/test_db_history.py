@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy
 from sqlalchemy import text
 
-from db import conversations, engine, history, migration, search, summaries
+from db import conversations, engine, history, migration, paging, search, summaries
 from db.engine import transaction
 from db.errors import ConversationError, PageError, TextError, UnknownConversationError
 from db.paging import Page, Place
@@ -189,6 +189,24 @@ def test_a_wrong_page_is_named_with_its_remedy(given: dict[str, Any], said: str)
     with pytest.raises(PageError) as raised:
         history.page("ada", "hundred", **given)
     assert said in str(raised.value)
+
+
+def test_limits_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAGINATION_DEFAULT_LIMIT", "3")
+    monkeypatch.setenv("PAGINATION_MESSAGES_LIMIT", "5")
+    monkeypatch.setenv("PAGINATION_OFFSET_LIMIT", "2")
+    paging.limits.cache_clear()
+    try:
+        assert len(history.page("ada", "hundred").items) == 3
+        assert len(history.page("ada", "hundred", 5, offset=2).items) == 5
+        for given in ({"limit": 6}, {"offset": 3}):
+            with pytest.raises(PageError, match="to [52]; g"):
+                history.page("ada", "hundred", **given)  # type: ignore[arg-type]
+        monkeypatch.setenv("PAGINATION_DEFAULT_LIMIT", "9")
+        paging.limits.cache_clear()
+        assert len(history.page("ada", "hundred").items) == 5
+    finally:
+        paging.limits.cache_clear()
 
 
 def test_lists_have_at_most_five_hundred() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from worker.errors import ConfigurationError
 from worker.policy import DEFAULT_FILE, Policy, load
-from worker.queuefile import CELERY, COMMON, DEEPEST, LARGEST_BYTES, SCALARS, Reading, read, whole_number
+from worker.queuefile import COMMON, DEEPEST, LARGEST_BYTES, SCALARS, SHARED, Reading, read, whole_number
 
 PLAIN = "queues:\n  chat:\n    task: tasks.chat\n    pool: threads\n"
 
@@ -214,8 +214,8 @@ def test_a_part_that_is_no_mapping_is_left_for_the_schema_to_refuse(tmp_path: Pa
 
 
 @pytest.mark.parametrize("queues", ["queues: 3", "queues: [chat]", "queues:", "queues: {chat: 3}", "other: 1"])
-@pytest.mark.parametrize("name", CELERY)
-def test_celerys_variables_meet_a_file_without_queues(tmp_path: Path, queues: str, name: str) -> None:
+@pytest.mark.parametrize("name", SHARED)
+def test_shared_variables_meet_a_file_without_queues(tmp_path: Path, queues: str, name: str) -> None:
     assert reading(tmp_path, queues, {name: "5"}).values == reading(tmp_path, queues).values
 
 
@@ -225,6 +225,18 @@ def test_recycling_of_children_follows_the_pool_that_the_environment_sets(tmp_pa
         chosen = reading(tmp_path, DEFAULT_FILE.read_text(), {**children, variable(f"{name}.pool"): pool})
         given = chosen.values["queues"][name].get("max_tasks_per_child")
         assert given == (expected or 1000), "1000 is what the file says of bulk_insert"
+
+
+def test_a_chunk_of_rows_is_what_a_job_of_rows_holds(tmp_path: Path) -> None:
+    given = {"BULK_INSERT_CHUNK_SIZE": "500"}
+    chosen = reading(tmp_path, DEFAULT_FILE.read_text(), given).values["queues"]
+    assert {name: queue.get("rows_per_job") for name, queue in chosen.items()} == {
+        "chat": None,
+        "embedding": None,
+        "bulk_insert": 500,
+    }
+    own = given | {"FOREBAY_BULK_INSERT_ROWS_PER_JOB": "7"}
+    assert reading(tmp_path, DEFAULT_FILE.read_text(), own).values["queues"]["bulk_insert"]["rows_per_job"] == 7
 
 
 def test_an_unknown_variable_is_named_with_the_nearest_and_others_are_none_of_ours(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_a_group_tells_what_failed(cli: Cli, workers: Workers, tmp_path: Path) -
     [
         ("a.csv", b"codepoint,name\n1,x\n2,a\0b\n", "a.csv:3: '2,a\\x00b\\n' holds U+0000 at position 3"),
         ("a.csv", b"codepoint,name\n1,x\n2,\xe9\n", "a.csv:3: b'\\xe9' at byte 2 of the line, 21 of the file"),
-        ("a.csv", b"codepoint,name\n", "a.csv' holds no row; give at least one row"),
+        ("a.csv", b"codepoint,name\n", "holds no row; give at least one row"),
         (
             "a.csv",
             b"codepoint;name\n1;x\n",

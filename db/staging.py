@@ -44,8 +44,8 @@ def insert(session: Session, table: str, columns: Sequence[Column], rows: Rows) 
     """Copy the rows into the table. Raises RowError, TableError, as all of this module's functions do."""
     data = copy_text.encode(columns, rows)
     with _cursor(session, table, table, columns) as cursor:
-        _copy(cursor, sql.Identifier("public", table), columns, data)
-    return Counts(inserted=len(rows))
+        inserted = _copy(cursor, sql.Identifier("public", table), columns, data)
+    return Counts(inserted=inserted, skipped=len(rows) - inserted)
 
 
 def insert_new(session: Session, table: str, columns: Sequence[Column], rows: Rows, key: Sequence[str]) -> Counts:
@@ -151,6 +151,8 @@ def _cursor(session: Session, table: str, copied: str, columns: Sequence[Column]
     with connection.cursor() as cursor:
         try:
             yield cursor
+            # What would be checked at the commit is checked here, where the row at fault can still be set apart.
+            cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
         except psycopg2.Error as error:
             if fault_of(error) is not Fault.INPUT:
                 raise
@@ -158,10 +160,12 @@ def _cursor(session: Session, table: str, copied: str, columns: Sequence[Column]
             raise _refused(error, table, copied, columns) from error
 
 
-def _copy(cursor: Any, into: sql.Identifier, columns: Sequence[Column], data: bytes) -> None:
+def _copy(cursor: Any, into: sql.Identifier, columns: Sequence[Column], data: bytes) -> int:
+    """Return how many rows went in: all but those that a trigger left out."""
     statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT text, ENCODING 'UTF8')").format(into, _names(columns))
     with statements.timed(statement.as_string(cursor)):
         cursor.copy_expert(statement, io.BytesIO(data), _CHUNK_BYTES)
+    return cast("int", cursor.rowcount)
 
 
 def _lock(cursor: Any, table: str, key: Sequence[str]) -> None:

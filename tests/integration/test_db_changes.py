@@ -103,6 +103,25 @@ def test_a_key_of_null_is_another_row_where_the_index_says_so(table: str, index:
     assert [short for (short,) in run(f"SELECT short FROM {table} ORDER BY short")] == kept
 
 
+@pytest.mark.parametrize("how", [{}, {"operation": Operation.UPSERT, "key": ID}])
+def test_what_is_checked_at_the_commit_refuses_its_row_alone(table: str, how: dict[str, Any]) -> None:
+    words(table, [(1, "known")])
+    run(f"CREATE TABLE {table}_of (id int PRIMARY KEY, word int REFERENCES {table} DEFERRABLE INITIALLY DEFERRED)")
+    try:
+        done = words(f"{table}_of", [(1, 1), (2, 99), (3, 1)], **how)
+        assert (done.counts.inserted, [each.line for each in done.rejected]) == (2, [2])
+        assert "violates foreign key" in done.rejected[0].reason
+        assert "Key (word)=(99) is not present" in done.rejected[0].reason
+    finally:
+        run(f"DROP TABLE {table}_of")
+
+
+def test_rows_that_a_trigger_leaves_out_are_told_as_skipped(table: str) -> None:
+    run(f"CREATE FUNCTION {table}() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'")
+    run(f"CREATE TRIGGER odd BEFORE INSERT ON {table} FOR EACH ROW WHEN (new.id <> 2) EXECUTE FUNCTION {table}()")
+    assert words(table, [(1, "a"), (2, "b"), (3, "c")]).counts == Counts(inserted=1, skipped=2)
+
+
 @pytest.mark.parametrize("how", [{}, {"on_conflict": Conflict.SKIP}, {"on_conflict": Conflict.UPDATE, "key": ID}])
 def test_a_given_value_goes_before_a_generated_one(table: str, how: dict[str, Any]) -> None:
     run(f"ALTER TABLE {table} ALTER id ADD GENERATED ALWAYS AS IDENTITY")

@@ -24,6 +24,7 @@ from db.schema import Column, Kind
 _NULL = "\\N"
 _NULL_ELEMENT = "NULL"
 _NESTED = {list, tuple, dict}
+_BYTES = (bytes, bytearray, memoryview)  # the last is what psycopg2 gives for a bytea
 _UNWRITABLE = (TypeError, ValueError, RecursionError)
 
 
@@ -41,7 +42,7 @@ def encode(columns: Sequence[Column], rows: Sequence[Sequence[object]]) -> bytes
 
     None becomes NULL. A str is sent as it is, for the server to read as the column's type: numbers,
     timestamps, JSON and array literals alike. Numbers, booleans, Decimals, dates, times and UUIDs are sent
-    in the server's own notation; lists and dicts by the kind of the column.
+    in the server's own notation, bytes as bytea; lists and dicts by the kind of the column.
 
     Raises RowError that names row and column for a value that has no such form, for text with U+0000 or lone
     surrogates, and for a row with more or fewer values than columns.
@@ -146,6 +147,8 @@ def _converter(column: Column, kind: type) -> Callable[[Any], str]:
     """Return what writes values of a type, neither None nor str; it raises one of _UNWRITABLE."""
     if issubclass(kind, list | tuple | dict):
         return _dump if column.kind is Kind.JSON else lambda value: _nested(column, value)
+    if issubclass(kind, _BYTES):
+        return lambda value: _bytea(column, value)
     for base in kind.__mro__:
         if base in _CONVERTERS:
             return _CONVERTERS[base]
@@ -161,6 +164,12 @@ def _nested(column: Column, value: list[object] | tuple[object, ...] | dict[str,
         if column.kind is Kind.JSON_ARRAY:
             return _braces(_NULL_ELEMENT if item is None else _quote(_dump(item)) for item in value)
     raise TypeError(f"a {type(value).__name__} was given, and the column takes {column.kind.value}")
+
+
+def _bytea(column: Column, value: bytes | bytearray | memoryview) -> str:
+    if column.kind is not Kind.BYTES:
+        raise TypeError(f"{type(value).__name__} was given, and the column takes {column.kind.value}")
+    return f"\\x{value.hex()}"
 
 
 def _array(column: Column, items: Iterable[object]) -> str:

@@ -16,13 +16,14 @@ from db.errors import TableError
 
 
 class Kind(enum.Enum):
-    """How a list or a dict is written for a column; a str always goes to the server as it is."""
+    """What a column takes of lists, dicts and bytes; a str always goes to the server as it is."""
 
-    SCALAR = "neither lists nor dicts"
+    SCALAR = "neither lists, dicts nor bytes"
     ARRAY = "lists, nested for more dimensions"
     JSON = "lists and dicts"
     JSON_ARRAY = "lists whose elements are JSON"
     VECTOR = "lists of numbers"
+    BYTES = "bytes"
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,8 @@ def _kind(base: str, category: str, element: str | None) -> Kind:
         return Kind.JSON
     if base in ("vector", "halfvec"):
         return Kind.VECTOR
+    if base == "bytea":
+        return Kind.BYTES
     if category == "A":
         return Kind.JSON_ARRAY if element in ("json", "jsonb") else Kind.ARRAY
     return Kind.SCALAR

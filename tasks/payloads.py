@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import chain
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from uuid import uuid4
 
@@ -16,6 +17,9 @@ Payload = TypeVar("Payload", bound="JobPayload")
 
 #: NUL, and the halves of surrogate pairs, which JSON can carry and UTF-8 cannot.
 UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+#: JSON would carry them as text, which a bytea column may read as other bytes.
+_BYTES = {bytes, bytearray, memoryview}
 
 #: A list of what JSON carries into the columns of a table. `BulkInsert` looks at all of them at once: they are many.
 Row = Any
@@ -134,6 +138,12 @@ class BulkInsert(JobPayload):
 
     def cost(self) -> int:
         return len(self.rows)
+
+    def to_json(self) -> str:
+        if not _BYTES.isdisjoint(map(type, chain.from_iterable(self.rows))):
+            number = next(number for number, row in enumerate(self.rows) if not _BYTES.isdisjoint(map(type, row)))
+            raise TypeError(f"rows[{number}] holds bytes, which JSON has not; for a bytea give '\\\\x' + value.hex()")
+        return super().to_json()
 
     @model_validator(mode="after")
     def _fits(self) -> "BulkInsert":

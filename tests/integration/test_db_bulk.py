@@ -30,6 +30,7 @@ COLUMNS = {
     "exact": "numeric",
     "broken": "float8",
     "flag": "boolean",
+    "raw": "bytea",
     "moment": "timestamptz",
     "data": "jsonb",
     "words": "text[]",
@@ -112,6 +113,14 @@ def test_decimals_arrive_exactly(table: str, values: list[Any]) -> None:
     special = [Decimal("NaN"), Decimal("-Infinity"), Decimal("1E+20")]
     assert list(map(str, round_trip(table, "exact", values))) == list(map(str, values))
     assert round_trip(table, "exact", special)[1:] == special[1:]
+
+
+@examples
+@given(st.lists(st.none() | st.binary(), max_size=8))
+def test_bytes_arrive_exactly(table: str, values: list[bytes | None]) -> None:
+    stored = round_trip(table, "raw", values)
+    assert [None if value is None else bytes(value) for value in stored] == values
+    assert list(map(bytes, round_trip(table, "raw", [bytearray(b"\\x41"), memoryview(b"\0")]))) == [b"\\x41", b"\0"]
 
 
 @examples

@@ -47,18 +47,22 @@ def main() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if not _is_expected(error):
+        if (said := _said(error)) is None:
             raise
         err.print("error:", style="bold red", end=" ")
-        err.print(str(error), soft_wrap=True, markup=False)
+        err.print(said, soft_wrap=True, markup=False)
         return 1
     except KeyboardInterrupt:
         return 130
     return 0
 
 
-def _is_expected(error: Exception) -> bool:
-    """Say whether an error is one that the user can mend. Some are known only once their package was loaded."""
+def _said(error: Exception) -> str | None:
+    """Return what to say of an error that the user can mend. Some are known only once their package was loaded."""
     store_errors = getattr(sys.modules.get("db.errors"), "StoreError", ())
     cache_errors = getattr(sys.modules.get("cache.errors"), "CacheError", ())
-    return isinstance(error, (ForebayError, stack.StackError, store_errors, cache_errors))
+    if isinstance(error, (ForebayError, stack.StackError, store_errors, cache_errors)):
+        return str(error)
+    db_errors = sys.modules.get("db.errors")
+    said: str | None = db_errors.told(error) if db_errors else None
+    return said

@@ -15,7 +15,10 @@ New = Annotated[str, typer.Argument(help="The model that takes over.")]
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command()(indexes)
-    vectors = typer.Typer(help="Vectors of documents: their indexes, and how far a change of the model is.")
+    vectors = typer.Typer(
+        no_args_is_help=True,
+        help="Vectors of documents: their indexes, and how far a change of the model is.",
+    )
     vectors.command()(index)
     vectors.command()(reembed)
     vectors.command()(progress)
@@ -69,6 +72,7 @@ def reembed(
 
     sent, after = 0, ""
     whole = reembedding.progress(old, new)
+    _warn_of_none(old, whole.old)
     with progress_bar() as bars:
         bar = bars.add_task("enqueueing", total=whole.old - whole.done, note="documents")
         while found := reembedding.missing(old, new, after=after):
@@ -95,11 +99,21 @@ def _job_id(model: str, key: str, content: str) -> str:
     return "reembed-" + hashlib.sha256("\0".join((model, key, content)).encode()).hexdigest()[:32]
 
 
+def _warn_of_none(old: str, count: int) -> None:
+    """Tell of a model without vectors: it may have been retired, or its name may be wrong."""
+    if count == 0:
+        from db import documents
+
+        known = ", ".join(documents.models()) or "none"
+        err.print(f"no document has a vector of {old}; models that have: {known}", markup=False, soft_wrap=True)
+
+
 def progress(old: Old, new: New) -> None:
     """Say how many documents of the old model have a vector of the new one. Exit code 1 while some have none."""
     from db import reembedding
 
     found = reembedding.progress(old, new)
+    _warn_of_none(old, found.old)
     out.print(f"{found.done:,} of {found.old:,} documents", markup=False)
     raise typer.Exit(0 if found.is_complete else 1)
 
@@ -108,6 +122,7 @@ def retire(old: Old, new: New) -> None:
     """Delete the old model's vectors of documents that have a new one, and its index when none is left."""
     from db import reembedding, vector_indexes
 
+    _warn_of_none(old, reembedding.progress(old, new).old)
     deleted = reembedding.retire(old, new)
     left = reembedding.progress(old, new).old
     out.print(f"{deleted:,} old vectors deleted")

@@ -57,6 +57,8 @@ def migrate(
     """Bring the database's schema up to date. Several processes may call it at once: one works, the others wait."""
     from db import migration
 
+    if check and down is not None:
+        raise typer.BadParameter("--check changes nothing and --down takes back: give one of them")
     if check:
         found = [f"migration {name} is pending" for name in migration.pending()]
         found = found or [f"no migration for: {difference}" for difference in migration.differences()]

@@ -111,6 +111,12 @@ def _write(session: Session, write: TextClause, documents: Sequence[Document]) -
     return list(session.scalars(write, columns))
 
 
+def models() -> list[str]:
+    """Return the models whose vectors are stored. It reads all documents."""
+    with transaction() as session:
+        return list(session.scalars(statement("SELECT DISTINCT model FROM documents ORDER BY model")))
+
+
 def literal(embedding: Sequence[float], whose: str) -> str:
     """Write a vector as pgvector reads it. Raises VectorError for one that is empty or not of finite numbers."""
     numbers = [float(number) for number in embedding]

@@ -135,6 +135,9 @@ _INPUT_CLASSES = frozenset(
 )
 
 
+_SCHEMA_STATES = frozenset({"3F000", "42703", "42P01"})  # no such schema, column, table
+
+
 def fault_of(error: BaseException) -> Fault:
     """Tell whose fault an error of this package, SQLAlchemy or psycopg2 is.
 
@@ -154,6 +157,26 @@ def fault_of(error: BaseException) -> Fault:
             return _fault_of_driver(error)
         case _:
             return Fault.UNKNOWN
+
+
+def told(error: BaseException) -> str | None:
+    """Return what an error of SQLAlchemy or psycopg2 says to a person, in one line with a remedy.
+
+    None where no remedy is known: then its trace is needed.
+    """
+    driver_error = error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) else error
+    if not isinstance(driver_error, psycopg2.Error):
+        return None
+    said = " ".join(str(driver_error).partition("\nLINE ")[0].split()) or type(driver_error).__name__
+    if driver_error.pgcode in _SCHEMA_STATES:
+        return f"{said}: the database's schema is not the one that this code wants; run ./forebay migrate"
+    match fault_of(error):
+        case Fault.AWAY:
+            return f"PostgreSQL cannot be used; start it, or correct DATABASE_URL: {said}"
+        case Fault.BUSY:
+            return f"PostgreSQL gave up: {said}; try again, or raise DATABASE_STATEMENT_TIMEOUT_S if it was that"
+        case _:
+            return None
 
 
 def _fault_of_driver(error: psycopg2.Error) -> Fault:

@@ -165,7 +165,10 @@ def _run(connection: Connection, step: Callable[[Config], None]) -> None:
     try:
         step(config)
     except CommandError as error:
-        raise MigrationError(str(error)) from error
+        known = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()][::-1]
+        raise MigrationError(
+            f"{error}; known revisions are {', '.join(known)}, base is before them, -1 is a step back"
+        ) from error
     except sqlalchemy.exc.PendingRollbackError as error:  # alembic leaving an index build that the server broke off
         cause = error.__context__
         raise MigrationError(f"the migration broke off ({cause}): run it again, it goes on from there") from error

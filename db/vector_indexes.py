@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from db import index_builds, models
+from db import documents, index_builds, models
 from db.errors import VectorError
 from db.migration import separate_engine
 from db.neighbours import INDEXED_AS_HALF, indexed_as
@@ -35,7 +35,7 @@ def build(model: str) -> list[Indexed]:
     with separate_engine() as own, own.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         lengths = _lengths(connection, model)
         if not lengths:
-            raise VectorError(f"model {model!r} has made no stored vector: store some first, or name another")
+            raise VectorError(f"model {model!r} has made no stored vector; {_others()}")
         if min(lengths) > INDEXED_AS_HALF:
             raise VectorError(f"vectors of {min(lengths)} dimensions: an index takes at most {INDEXED_AS_HALF}")
         return [_build(connection, model, each) for each in lengths if each <= INDEXED_AS_HALF]
@@ -67,6 +67,11 @@ def _build(connection: Connection, model: str, dimensions: int) -> Indexed:
 def _lengths(connection: Connection, model: str) -> list[int]:
     query = text("SELECT DISTINCT dimensions FROM documents WHERE model = :model ORDER BY dimensions")
     return list(connection.scalars(query, {"model": model}))
+
+
+def _others() -> str:
+    found = documents.models()
+    return f"name one that has: {', '.join(found)}" if found else "no model has: embed documents first"
 
 
 def _stem(model: str) -> str:

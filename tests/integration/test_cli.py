@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from db import documents
+from db.documents import Document
 from tasks import enqueue
 from tests.commands import Cli
 from tests.eventually import eventually
@@ -108,6 +110,10 @@ def test_wrong_calls_are_refused_in_one_line(cli: Cli) -> None:
     )
     assert "not a file" in cli("enqueue", "bulk", "unicode_characters", "/no/such/file.csv", code=1)
     assert "no answer from the broker" in cli("queues", code=1, CELERY_BROKER_URL="redis://127.0.0.1:9/0")
+    operation = ("enqueue", "bulk", "unicode_characters", "-", "--format", "csv", "--operation", "upsrt")
+    assert "operation: 'upsrt' is not allowed; give 'insert', 'update', 'upsert' or 'delete'" in cli(
+        *operation, given=b"codepoint,name\n1,a\n", code=1
+    )
     assert "FOREBAY_CHAT_CONCURENCY" in cli("config", code=1, FOREBAY_CHAT_CONCURENCY="3")
 
 
@@ -176,3 +182,26 @@ def test_synchronous_processing_needs_no_worker(cli: Cli, tmp_path: Path) -> Non
 def test_migrate_says_what_it_did(cli: Cli) -> None:
     assert "up to date" in cli("migrate")
     assert "up to date" in cli("migrate", "--check")
+    assert "give one of them" in cli("migrate", "--check", "--down", "0001", code=2)
+    assert "'9999'; known revisions are 0001, 0002" in cli("migrate", "--down", "9999", "--yes", code=1)
+
+
+def test_a_database_that_cannot_be_used_is_told_of_in_one_line(cli: Cli) -> None:
+    said = cli("indexes", code=1, DATABASE_URL="postgresql://u:secret@127.0.0.1:9/x")
+    assert "correct DATABASE_URL: connection to server" in said
+    assert "secret" not in said
+    before = cli.environment["DATABASE_URL"].rpartition("/")[0]
+    assert "run ./forebay migrate" in cli("queries", "slow", code=1, DATABASE_URL=f"{before}/template1")
+    assert "raise DATABASE_STATEMENT_TIMEOUT_S" in cli("indexes", code=1, DATABASE_STATEMENT_TIMEOUT_S="0.001")
+
+
+def test_models_without_vectors_are_named_with_those_that_have(cli: Cli) -> None:
+    documents.store([Document("k", "text", [1.0, 0.0], "kept")])
+    cli("vectors", "progress", "kpet", "new")
+    assert "no document has a vector of kpet; models that have: kept" in cli.errors
+    assert "name one that has: kept" in cli("vectors", "index", "kpet", code=1)
+
+
+def test_a_command_without_its_part_shows_the_parts(cli: Cli) -> None:
+    for command in ("cache", "dead", "enqueue", "queries", "vectors"):
+        assert "Commands" in cli(command, code=2)

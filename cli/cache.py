@@ -18,6 +18,9 @@ KindName = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
+#: A kind for which all of these are 0 was not asked for.
+USED = ("hits_memory", "hits_redis", "shared", "misses", "calls", "unshared", "redis_entries")
+
 commands = typer.Typer(
     no_args_is_help=True, help="Show what the caches of models' answers and of queries' results saved, or clear them."
 )
@@ -30,7 +33,11 @@ def register(app: typer.Typer) -> None:
 
 @commands.command()
 def stats(kind: KindName = None, as_json_: AsJson = False) -> None:
-    """Show hits, misses, what they saved, and how much is kept. Processes report about every second."""
+    """Show hits, misses, what they saved, and how much is kept. Processes report about every second.
+
+    hits_memory and hits_redis: values found; shared: of another's call under way; misses: values computed, in so many
+    calls; unshared: computed while Redis was away; hit_rate: the share that was not computed.
+    """
     wanted = _kinds(kind)
     prices = {model: (price.prompt, price.completion) for model, price in load_policy().cache.prices.items()}
     with progress() as bars:
@@ -49,8 +56,13 @@ def stats(kind: KindName = None, as_json_: AsJson = False) -> None:
         as_json(found)
         return
     off = "" if found["enabled"] else ": switched off"
-    _show_kinds(f"Cache (hit rate: of all values asked for){off}", found["kinds"], bool(prices), answers=True)
-    _show_kinds("Results of queries", found["kinds"], False, answers=False)
+    shown = [each for each in found["kinds"] if kind or any(each[name] for name in USED)]
+    _show_kinds(f"Models' answers{off}", shown, bool(prices), answers=True)
+    _show_kinds("Results of queries", shown, False, answers=False)
+    if unused := [each["kind"] for each in found["kinds"] if each not in shown]:
+        out.print(f"nothing yet: {', '.join(unused)}")
+    if queries is None:
+        out.print("results of queries: switched off, or neither CACHE_URL nor CELERY_BROKER_URL is set")
     memory = f"{found['memory_entries']:,} values, {found['memory_bytes']:,} bytes"
     out.print(f"in the memory of {found['processes']} processes: {memory}")
 
@@ -61,9 +73,9 @@ def clear(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json_: AsJson = False,
 ) -> None:
-    """Forget kept answers, also in the memory of running processes, which hear of it within about a second."""
+    """Forget what is kept, also in the memory of running processes, which hear of it within about a second."""
     wanted = _kinds(kind)
-    if not yes and not typer.confirm(f"forget all kept answers of the kinds {', '.join(wanted)}?", err=True):
+    if not yes and not typer.confirm(f"forget all that is kept of the kinds {', '.join(wanted)}?", err=True):
         raise typer.Exit(1)
     cleared = {}
     with progress() as bars:
@@ -75,7 +87,7 @@ def clear(
     if as_json_:
         as_json(cleared)
     else:
-        err.print(f"{sum(cleared.values()):,} answers forgotten")
+        err.print(f"{sum(cleared.values()):,} values forgotten")
 
 
 def _results() -> "Cache":
@@ -88,13 +100,9 @@ def _show_kinds(title: str, kinds: list[dict[str, Any]], with_cost: bool, *, ans
     rows = [row for row in kinds if (row["kind"] in _results().settings.kinds) is answers]
     if not rows:
         return
-    unwanted = {"kind"} | (set() if with_cost else {"cost_saved"}) | (set() if answers else {"tokens_saved"})
+    unwanted = (set() if with_cost else {"cost_saved"}) | (set() if answers else {"tokens_saved"})
     names = [name for name in rows[0] if name not in unwanted]
-    table(
-        title,
-        ("", *(row["kind"] for row in rows)),
-        [(name, *(_shown(row[name]) for row in rows)) for name in names],
-    )
+    table(title, names, [[_shown(row[name]) for name in names] for row in rows])
 
 
 def _queries() -> "Cache | None":
@@ -117,4 +125,4 @@ def _kinds(kind: str | None) -> list[str]:
 
 
 def _shown(value: Any) -> object:
-    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else value
+    return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else value

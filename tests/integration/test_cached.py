@@ -176,7 +176,10 @@ def test_jobs_are_answered_from_the_cache_and_say_so(
         return bool(kinds["analysis"]["hit_rate"] == 0.5)
 
     eventually(counted)
-    assert "calls_saved" in cli("cache", "stats")
+    shown = cli("cache", "stats")
+    assert "calls_saved" in shown
+    assert "│ analysis " in shown
+    assert "nothing yet: embedding, model, configuration, default" in shown
     assert cli("cache", "clear", "--kind", "embedding", "--yes") == ""
     cleared = json.loads(cli("cache", "clear", "--yes", "--json"))
     assert {kind: cleared[kind] for kind in ("analysis", "embedding", "model")} == {

@@ -44,6 +44,9 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     """
     cells = [[_cell(value) for value in row] for row in rows]
     out.print(Text(title, style="bold"), soft_wrap=True)
+    if not cells:
+        out.print("  none")
+        return
     if _least_width(columns, cells) > out.width:
         for row in cells:
             _print_paragraph(columns, row)
@@ -51,7 +54,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     drawn = Table()
     for number, name in enumerate(columns):
         numeric = all(row[number].replace(",", "").replace(".", "").lstrip("-").isdigit() for row in cells)
-        drawn.add_column(name, justify="right" if cells and numeric else "left", overflow="fold", no_wrap=number == 0)
+        drawn.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=number == 0)
     for row in cells:
         drawn.add_row(*(Text(cell) for cell in row))  # as text: an error's "[/]" is no markup
     out.print(drawn)

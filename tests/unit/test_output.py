@@ -9,10 +9,10 @@ COLUMNS = ("id", "calls", "statement")
 ROWS = [("2f81", 1234, "SELECT id FROM documents WHERE key = $1"), ("90c4", 7, "SELECT '[/]'")]
 
 
-def _printed(monkeypatch: pytest.MonkeyPatch, width: int) -> list[str]:
+def _printed(monkeypatch: pytest.MonkeyPatch, width: int, rows: list[tuple[str, int, str]] = ROWS) -> list[str]:
     console = Console(highlight=False, width=width, record=True)
     monkeypatch.setattr(output, "out", console)
-    output.table("Slow statements", COLUMNS, ROWS)
+    output.table("Slow statements", COLUMNS, rows)
     return console.export_text().splitlines()
 
 
@@ -32,6 +32,11 @@ def test_a_table_too_wide_for_the_terminal_becomes_paragraphs(monkeypatch: pytes
         "  calls: 7",
         "  statement: SELECT '[/]'",
     ]
+
+
+def test_a_table_without_rows_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for width in (30, 80):
+        assert _printed(monkeypatch, width, []) == ["Slow statements", "  none"]
 
 
 def test_what_a_terminal_might_obey_is_shown_instead() -> None:

@@ -128,6 +128,8 @@ def _place(session: Session, user_id: str, conversation_id: str, way: Way, given
             )
         return Place(_LIST, way, given, 0 if way == "before" else _TIE)
     moment = None
+    if not isinstance(given, int):
+        raise PageError(f"{way}={given!r}: give a message's id as a number, or a time as a datetime with its zone")
     if 0 < given < _TIE:
         moment = session.scalar(
             select(_AT)

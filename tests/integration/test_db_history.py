@@ -172,6 +172,7 @@ def test_before_and_after_a_message_or_a_time() -> None:
     ("given", "said"),
     [
         ({"limit": 0}, "limit=0: a whole number from 1 to 1000; get more with further pages"),
+        ({"before": "7"}, "before='7': give a message's id as a number, or a time as a datetime with its zone"),
         ({"limit": 1001}, "limit=1001: a whole number from 1 to 1000"),
         ({"limit": True}, "limit=True: a whole number"),
         ({"limit": "9"}, "limit='9': a whole number"),

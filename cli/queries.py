@@ -78,7 +78,10 @@ def show(fingerprint: Mark, as_json_: AsJson = False) -> None:
 
 @commands.command()
 def recommend(
-    fingerprint: Annotated[str | None, typer.Argument(help="One statement; all that read whole tables.")] = None,
+    fingerprint: Annotated[
+        str | None,
+        typer.Argument(help="One statement's; without it all that read whole tables are tried.", metavar="FINGERPRINT"),
+    ] = None,
     limit: Limit = 20,
     any_size: Annotated[bool, typer.Option("--any-size", help="Also on tables of more than 256 MiB.")] = False,
     as_json_: AsJson = False,
@@ -107,7 +110,7 @@ def recommend(
             for line in _told(advice):
                 out.print(f"    {line}", markup=False, highlight=False, soft_wrap=True)
         if not found:
-            err.print("no slow statement reads a whole table; `./forebay queries slow` lists what is kept")
+            err.print("no slow statement reads a whole table; `./forebay queries slow` lists them", soft_wrap=True)
     if any(advice.index for _, advice in found):
         raise typer.Exit(1)
 

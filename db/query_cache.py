@@ -61,7 +61,7 @@ def cached(kind: str, *, tables: tuple[str, ...], key: Callable[P, str]) -> Call
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         if inspect.signature(function).return_annotation is inspect.Signature.empty:
             raise QueryCacheError(
-                f"{function.__qualname__} says not what it returns: annotate it, to read it from JSON"
+                f"{function.__qualname__} does not say what it returns: annotate it, for what is kept is read from JSON"
             )
 
         @cache

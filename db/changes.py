@@ -116,8 +116,10 @@ def _once(change: Change, rows: Sequence[Row], job_id: str | None, *, fail: bool
         kind = f"bulk_{change.operation}"
         if job_id is not None and not receipts.write(session, job_id, kind, {}):
             return _earlier(receipts.of(session, job_id) or {})
+        _check(change)
         columns = schema.columns(session, change.table, change.columns)
-        _check(session, change)
+        if change.key:
+            schema.check_key(session, change.table, change.key)
         write = _writer(change)
         counts, errors = _apart(session, lambda some: write(session, change.table, columns, some), rows, 0)
         if fail and rows and len(errors) == len(rows):
@@ -137,8 +139,16 @@ def _earlier(result: dict[str, Any]) -> Changed:
     return Changed(Counts(inserted=inserted, **counts), rejected, repeated=True)
 
 
-def _check(session: Session, change: Change) -> None:
+def _check(change: Change) -> None:
     table, key, columns = change.table, change.key, change.columns
+    if change.operation not in list(Operation):
+        raise TableError(f"table {table!r}: operation {change.operation!r}: give one of {', '.join(Operation)}")
+    if change.on_conflict not in list(Conflict):
+        raise TableError(f"table {table!r}: on_conflict {change.on_conflict!r}: give one of {', '.join(Conflict)}")
+    names: dict[str, object] = {"columns": columns, "key": key}  # as typed, text could not be here
+    for name, given in names.items():
+        if isinstance(given, str):
+            raise TableError(f"table {table!r}: {name}={given!r}: give a tuple, such as ({given!r},)")
     is_insert = change.operation is Operation.INSERT
     if not is_insert and change.on_conflict is not Conflict.FAIL:
         raise TableError(f"table {table!r}: on_conflict is for insert; leave it out of {change.operation}")
@@ -150,8 +160,6 @@ def _check(session: Session, change: Change) -> None:
         raise TableError(f"table {table!r}: delete takes the columns of the key alone; give {', '.join(key)}")
     if change.operation is Operation.UPDATE and set(columns) == set(key):
         raise TableError(f"table {table!r}: update needs a column besides the key")
-    if key:
-        schema.check_key(session, table, key)
 
 
 def _writer(change: Change) -> Callable[..., Counts]:

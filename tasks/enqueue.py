@@ -99,17 +99,17 @@ def bulk_insert(
 
 def bulk_update(table: str, rows: Rows, *, key: Sequence[str], **rest: Any) -> Group:
     """Enqueue rows that change those with the same ``key``, columns of a unique index; else as `bulk_insert`."""
-    return bulk_insert(table, rows, operation="update", key=list(key), **rest)
+    return bulk_insert(table, rows, operation="update", key=_key(key), **rest)
 
 
 def bulk_upsert(table: str, rows: Rows, *, key: Sequence[str], **rest: Any) -> Group:
     """Enqueue rows that are inserted, or change those with the same ``key``; else as `bulk_insert`."""
-    return bulk_insert(table, rows, operation="upsert", key=list(key), **rest)
+    return bulk_insert(table, rows, operation="upsert", key=_key(key), **rest)
 
 
 def bulk_delete(table: str, rows: Rows, *, key: Sequence[str], **rest: Any) -> Group:
     """Enqueue the keys of rows to be deleted; else as `bulk_insert`."""
-    return bulk_insert(table, rows, operation="delete", key=list(key), **rest)
+    return bulk_insert(table, rows, operation="delete", key=_key(key), **rest)
 
 
 def many(
@@ -184,6 +184,12 @@ def _cost(payload: JobPayload, queue: Queue) -> int:
             f"send less or raise its burst in queues.yaml",
         )
     return cost
+
+
+def _key(columns: Sequence[str]) -> list[str]:
+    if isinstance(columns, str):
+        raise JobRefused("key", columns, f"must be a list of columns, such as [{columns!r}]")
+    return list(columns)
 
 
 def _options(options: Options | None, rest: dict[str, Any]) -> tuple[Options, dict[str, Any]]:

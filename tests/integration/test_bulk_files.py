@@ -91,6 +91,8 @@ def test_the_four_operations_by_command(
     assert "1 rows inserted, 1 rows updated" in run(b"codepoint,name\n1,c\n3,c\n", "upsert")
     assert "2 rows deleted" in run(b"codepoint\n1\n2\n", "delete")
     assert scalar(f"SELECT count(*) FROM {TABLE}") == 1
+    with pytest.raises(JobRefused, match=r"key: 'codepoint' must be a list of columns, such as \['codepoint'\]"):
+        enqueue.bulk_upsert(TABLE, [{"codepoint": 3, "name": "d"}], key="codepoint")
     (job,) = enqueue.bulk_update(TABLE, [{"codepoint": 3, "name": "d"}], key=["codepoint"]).jobs
     assert job.result(60)["updated"] == 1
     (job,) = enqueue.bulk_upsert(TABLE, [{"codepoint": 4, "name": "d"}], key=["codepoint"]).jobs

@@ -158,6 +158,9 @@ def test_nothing_is_kept_when_every_row_is_bad(table: str) -> None:
         (Change("", ("word",), Operation.DELETE, ID), "not among"),
         (Change("", ("id", "word"), Operation.DELETE, ID), "alone"),
         (Change("", ("id", "wrod"), Operation.UPSERT, ID), "did you mean 'word'"),
+        (Change("", ("id", "word"), "upsrt", ID), "'upsrt': give one of insert, update, upsert, delete"),  # type: ignore[arg-type]
+        (Change("", ("id", "word"), on_conflict="no"), "'no': give one of fail, skip, update"),  # type: ignore[arg-type]
+        (Change("", ("id", "word"), Operation.UPSERT, "id"), r"key='id': give a tuple, such as \('id',\)"),  # type: ignore[arg-type]
     ],
 )
 def test_what_does_not_fit_the_table_is_refused(table: str, change: Change, said: str) -> None:

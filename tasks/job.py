@@ -145,6 +145,7 @@ class Group:
     def result(self, timeout: float | None = None) -> dict[str, Any]:
         """Wait for every job; return ``{"rows": taken in all}``. Raises as `Job.result` does.
 
+        Of these ``updated``, ``skipped`` and ``deleted`` are told where there are any; the others were inserted.
         When rows were refused while others were taken, ``rejected`` is their number and ``rejected_jobs`` are the ids
         of the jobs that hold them, dead letters soon.
         """
@@ -154,6 +155,9 @@ class Group:
             left_s = None if waited_until is None else max(0.0, waited_until - time.monotonic())
             result = job.result(left_s)
             told["rows"] += result["rows"]
+            for name in ("updated", "skipped", "deleted"):
+                if count := result.get(name):
+                    told[name] = told.get(name, 0) + count
             if "rejected_job" in result:
                 told["rejected"] = told.get("rejected", 0) + len(result["rejected"])
                 told["rejected_jobs"] = [*told.get("rejected_jobs", ()), result["rejected_job"]]

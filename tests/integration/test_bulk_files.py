@@ -93,8 +93,8 @@ def test_the_four_operations_by_command(
     assert scalar(f"SELECT count(*) FROM {TABLE}") == 1
     with pytest.raises(JobRefused, match=r"key: 'codepoint' must be a list of columns, such as \['codepoint'\]"):
         enqueue.bulk_upsert(TABLE, [{"codepoint": 3, "name": "d"}], key="codepoint")
-    (job,) = enqueue.bulk_update(TABLE, [{"codepoint": 3, "name": "d"}], key=["codepoint"]).jobs
-    assert job.result(60)["updated"] == 1
+    group = enqueue.bulk_update(TABLE, [{"codepoint": each, "name": "d"} for each in (3, 9)], key=["codepoint"])
+    assert group.result(60) == {"rows": 2, "updated": 1, "skipped": 1}
     (job,) = enqueue.bulk_upsert(TABLE, [{"codepoint": 4, "name": "d"}], key=["codepoint"]).jobs
     assert job.result(60)["inserted"] == 1
     (job,) = enqueue.bulk_delete(TABLE, [{"codepoint": 4}], key=["codepoint"]).jobs

@@ -37,6 +37,7 @@ def register(app: typer.Typer) -> None:
 def chat(
     message: Annotated[str, typer.Argument(help="The user's message; - reads it from standard input.")],
     conversation: Annotated[str | None, typer.Option(help="Continue this conversation.")] = None,
+    user: Annotated[str | None, typer.Option(help="Whose conversation it is; only they can read it.")] = None,
     priority: Priority = None,
     idempotency_key: Key = None,
     deadline: Seconds = None,
@@ -47,7 +48,8 @@ def chat(
 ) -> None:
     """Enqueue one turn of a conversation and print the job's id."""
     text = _standard_input() if message == "-" else message
-    fields: dict[str, Any] = {"conversation": conversation} if conversation else {}
+    whose = {"conversation": conversation, "user": user}
+    fields: dict[str, Any] = {name: value for name, value in whose.items() if value is not None}
     options = Options(priority, None, idempotency_key, deadline, delay)
     job = producer.chat(text, options=options, stream=stream, **fields)
     follow(job, wait, as_json_) if stream else _tell(job, wait, as_json_)

@@ -49,7 +49,7 @@ def slow(limit: Limit = 20, since: Since = None, as_json_: AsJson = False) -> No
             f"{each.longest_ms:.0f}",
             each.failures,
             f"{each.last_at:%Y-%m-%d %H:%M}",
-            one_line(each.statement)[:60],
+            _beginning(each.statement, 60),
         )
         for each in found
     ]
@@ -106,7 +106,7 @@ def recommend(
         as_json([{"fingerprint": mark, **vars(advice)} for mark, advice in found])
     else:
         for mark, advice in found:
-            out.print(f"{mark}  {one_line(advice.statement)[:100]}", markup=False, highlight=False, soft_wrap=True)
+            out.print(f"{mark}  {_beginning(advice.statement, 100)}", markup=False, highlight=False, soft_wrap=True)
             for line in _told(advice):
                 out.print(f"    {line}", markup=False, highlight=False, soft_wrap=True)
         if not found:
@@ -121,6 +121,12 @@ def forget() -> None:
     from db import slow_statements
 
     out.print(f"{slow_statements.forget():,} kinds of statements forgotten")
+
+
+def _beginning(statement: str, length: int) -> str:
+    """Return a statement in one line, and with a mark where it is cut."""
+    line = one_line(statement)
+    return line if len(line) <= length else f"{line[: length - 4]} ..."
 
 
 def _told(advice: "Advice") -> list[str]:

@@ -187,6 +187,8 @@ def _remedy(fault: Any) -> str:
         return "is not a field of this kind of job; leave it out"
     if fault["type"] == "missing":
         return "is required; give it"
+    if fault["type"] == "string_too_short":
+        return f"is too short; give at least {fault['ctx']['min_length']} character, or leave it out if it may be"
     if fault["type"] in ("literal_error", "enum"):
         return f"is not allowed; give {fault['ctx']['expected']}"
     return str(fault["msg"]).removeprefix("Value error, ")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from db import documents
+from db import documents, history
 from db.documents import Document
 from tasks import enqueue
 from tests.commands import Cli
@@ -25,6 +25,12 @@ def test_a_chat_is_enqueued_followed_and_answered(cli: Cli, workers: Workers) ->
     assert shown["status"] == "SUCCESS"
     assert shown["result"]["text"]
     assert job_id in cli("job", job_id)
+
+
+def test_a_chat_of_a_user_is_in_their_history(cli: Cli, workers: Workers) -> None:
+    workers.start("chat")
+    cli("enqueue", "chat", "Hello.", "--conversation", "c-1", "--user", "ada", "--wait", "60")
+    assert [message.role for message in history.page("ada", "c-1").items] == ["user", "assistant"]
 
 
 def test_files_are_embedded_under_their_paths(cli: Cli, workers: Workers, tmp_path: Path) -> None:
@@ -110,6 +116,7 @@ def test_wrong_calls_are_refused_in_one_line(cli: Cli) -> None:
     )
     assert "not a file" in cli("enqueue", "bulk", "unicode_characters", "/no/such/file.csv", code=1)
     assert "no answer from the broker" in cli("queues", code=1, CELERY_BROKER_URL="redis://127.0.0.1:9/0")
+    assert "conversation: '' is too short; give at least 1" in cli("enqueue", "chat", "x", "--conversation", "", code=1)
     operation = ("enqueue", "bulk", "unicode_characters", "-", "--format", "csv", "--operation", "upsrt")
     assert "operation: 'upsrt' is not allowed; give 'insert', 'update', 'upsert' or 'delete'" in cli(
         *operation, given=b"codepoint,name\n1,a\n", code=1

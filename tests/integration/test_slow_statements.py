@@ -211,6 +211,7 @@ def test_the_commands_show_recommend_and_forget(big: str, cli: Cli) -> None:
     execute(f"SELECT pg_sleep(0.06), id FROM {big} WHERE owner = 7 LIMIT 1")
     (found,) = (each for each in kept().values() if "owner" in each.statement)
     assert found.fingerprint in cli("queries", "slow")
+    assert " ... │" in cli("queries", "slow"), "cut, and marked so"
     assert found.fingerprint in [each["fingerprint"] for each in cli.json("queries", "slow", "--since", "1h")]
     shown = cli("queries", "show", found.fingerprint[:6])
     assert "Seq Scan on scratch_big" in shown

@@ -29,7 +29,12 @@ class Document:
 
 # Writers of one document go one after the other, in the order of the keys: the statement after it sees what the other
 # has written.
-_LOCK = statement("SELECT 1 FROM documents WHERE key = ANY(:keys) ORDER BY key, model FOR UPDATE")
+_LOCK = statement("""
+    SELECT 1 FROM (SELECT key FROM unnest(CAST(:keys AS text[])) AS given (key) ORDER BY key) AS given
+    CROSS JOIN LATERAL (
+        SELECT FROM documents WHERE documents.key = given.key ORDER BY model FOR UPDATE
+    ) AS kept
+""")
 # One statement whose text does not depend on the number of documents: compiled and parsed once.
 _GIVEN = """
     WITH given AS (
@@ -38,10 +43,17 @@ _GIVEN = """
             AS given (key, content, embedding, model, job_id)
     )
 """
-# What another model made of another text of this document is of no more use.
+# What another model made of another text of this document is of no more use. By OFFSET 0, each key is looked up in the
+# index: before there are statistics, the planner expects that a key has many documents, and would read all of them.
 _STORE = statement(f"""{_GIVEN}, outdated AS (
-        DELETE FROM documents USING given
-        WHERE documents.key = given.key AND documents.model <> given.model AND documents.content <> given.content
+        DELETE FROM documents WHERE ctid = ANY (ARRAY(
+            SELECT old.place FROM given CROSS JOIN LATERAL (
+                SELECT ctid AS place FROM documents
+                WHERE documents.key = given.key AND documents.model <> given.model
+                  AND documents.content <> given.content
+                OFFSET 0
+            ) AS old
+        ))
     )
     INSERT INTO documents (key, content, embedding, model, job_id)
     SELECT key, content, embedding::vector, model, job_id FROM given
@@ -52,10 +64,12 @@ _STORE = statement(f"""{_GIVEN}, outdated AS (
 """)  # noqa: S608 - both parts are ours
 _ADD = statement(f"""{_GIVEN}
     INSERT INTO documents (key, content, embedding, model, job_id, created_at)
-    SELECT key, content, embedding::vector, model, given.job_id,
-           (SELECT min(created_at) FROM documents kept WHERE kept.key = given.key)
-    FROM given
-    WHERE EXISTS (SELECT FROM documents kept WHERE kept.key = given.key AND kept.content = given.content)
+    SELECT key, content, embedding::vector, model, job_id, kept.created_at
+    FROM given CROSS JOIN LATERAL (
+        SELECT min(created_at) AS created_at, bool_or(documents.content = given.content) AS is_same
+        FROM documents WHERE documents.key = given.key
+    ) AS kept
+    WHERE kept.is_same
     ON CONFLICT (key, model) DO NOTHING
     RETURNING key
 """)  # noqa: S608

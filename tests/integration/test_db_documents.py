@@ -5,18 +5,20 @@ from __future__ import annotations
 import random
 import threading
 import uuid
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from db import documents, models, neighbours
 from db.documents import Document
 from db.engine import transaction
 from db.errors import StoreError, TextError, VectorError
 from db.neighbours import Neighbour
+from tests.plans import recorded
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -40,6 +42,22 @@ def test_the_nearest_come_first(model: str) -> None:
         Neighbour(f"{model}-west", "west", 2.0),
     ]
     assert [found.content for found in neighbours.nearest([1, 0.1], 2, model)] == ["east", "north"]
+
+
+@pytest.mark.parametrize("write", [documents.store, documents.add])
+def test_writing_reads_no_table_whole_before_statistics_are_there(
+    database: None, model: str, write: Callable[[Sequence[Document]], object]
+) -> None:
+    with transaction() as session:
+        session.execute(
+            text(
+                "INSERT INTO documents (key, content, embedding, model, job_id) "
+                "SELECT 'k' || n, repeat('x', 100), '[1, 2]', 'old', 'j' FROM generate_series(1, 20000) n"
+            )
+        )
+    with recorded() as asked:
+        write([Document(f"k{number}", "x" * 100, [1, 2], model) for number in range(200)])
+    assert {table for each in asked for table in each.scanned_whole()} == set()
 
 
 def test_only_vectors_of_the_same_length_and_model_are_compared(model: str) -> None:

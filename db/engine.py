@@ -15,7 +15,7 @@ from sqlalchemy.pool import NullPool
 
 from db import statements, touched
 from db.errors import SettingError
-from db.pool import NamedPool, PoolState
+from db.pool import FairPool, PoolState
 from db.statements import Limits
 from db.variables import Reading, Variables
 
@@ -141,7 +141,7 @@ def engine() -> Engine:
 def pool_state() -> PoolState:
     """Return what this process's connections are doing, without opening one. Raises SettingError."""
     pool = engine().pool
-    assert isinstance(pool, NamedPool)
+    assert isinstance(pool, FairPool)
     return pool.state()
 
 
@@ -178,7 +178,7 @@ def open_session() -> Session | None:
 def _make(given: Settings) -> Engine:
     made = sqlalchemy.create_engine(
         given.url,
-        poolclass=NamedPool,
+        poolclass=FairPool,
         pool_size=given.pool_size,
         max_overflow=given.pool_overflow,
         pool_recycle=given.pool_recycle_s,

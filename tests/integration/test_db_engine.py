@@ -129,6 +129,25 @@ def test_a_hundred_users_share_thirty_connections() -> None:
     assert engine.pool_state() == PoolState(in_use=0, idle=10, limit=30)
 
 
+def test_who_waits_for_a_connection_gets_it_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_POOL_SIZE", "1")
+    monkeypatch.setenv("DATABASE_POOL_OVERFLOW", "0")
+    users, rounds = 8, 40
+    together, turns = threading.Barrier(users), list[int]()
+
+    def use(user: int) -> None:
+        together.wait(30)
+        for _ in range(rounds):
+            with engine.engine().connect() as connection:
+                turns.append(user)
+                connection.execute(text("SELECT 1"))
+
+    with ThreadPoolExecutor(users) as threads:
+        list(threads.map(use, range(users)))
+    assert set(turns[: 3 * users]) == set(range(users)), turns
+    assert engine.pool_state() == PoolState(in_use=0, idle=1, limit=1)
+
+
 def test_behind_pgbouncer_each_transaction_sets_its_limit_and_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_STATEMENT_TIMEOUT_S", "7.5")
     monkeypatch.setenv("DATABASE_PGBOUNCER", "true")

@@ -131,6 +131,7 @@ _INPUT_CLASSES = frozenset(
         "42",  # unknown or forbidden table or column, syntax
         "44",  # WITH CHECK OPTION
         "54",  # program limits: a row, a statement or an index entry too large
+        "P0",  # PL/pgSQL: a trigger's RAISE EXCEPTION
     }
 )
 

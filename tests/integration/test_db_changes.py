@@ -46,6 +46,7 @@ def table() -> Iterator[str]:
     )
     yield name
     run(f"DROP TABLE {name}")
+    run(f"DROP FUNCTION IF EXISTS {name}")
 
 
 def stored(table: str) -> dict[int, tuple[Any, ...]]:
@@ -103,25 +104,6 @@ def test_a_key_of_null_is_another_row_where_the_index_says_so(table: str, index:
     assert [short for (short,) in run(f"SELECT short FROM {table} ORDER BY short")] == kept
 
 
-@pytest.mark.parametrize("how", [{}, {"operation": Operation.UPSERT, "key": ID}])
-def test_what_is_checked_at_the_commit_refuses_its_row_alone(table: str, how: dict[str, Any]) -> None:
-    words(table, [(1, "known")])
-    run(f"CREATE TABLE {table}_of (id int PRIMARY KEY, word int REFERENCES {table} DEFERRABLE INITIALLY DEFERRED)")
-    try:
-        done = words(f"{table}_of", [(1, 1), (2, 99), (3, 1)], **how)
-        assert (done.counts.inserted, [each.line for each in done.rejected]) == (2, [2])
-        assert "violates foreign key" in done.rejected[0].reason
-        assert "Key (word)=(99) is not present" in done.rejected[0].reason
-    finally:
-        run(f"DROP TABLE {table}_of")
-
-
-def test_rows_that_a_trigger_leaves_out_are_told_as_skipped(table: str) -> None:
-    run(f"CREATE FUNCTION {table}() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'")
-    run(f"CREATE TRIGGER odd BEFORE INSERT ON {table} FOR EACH ROW WHEN (new.id <> 2) EXECUTE FUNCTION {table}()")
-    assert words(table, [(1, "a"), (2, "b"), (3, "c")]).counts == Counts(inserted=1, skipped=2)
-
-
 @pytest.mark.parametrize("how", [{}, {"on_conflict": Conflict.SKIP}, {"on_conflict": Conflict.UPDATE, "key": ID}])
 def test_a_given_value_goes_before_a_generated_one(table: str, how: dict[str, Any]) -> None:
     run(f"ALTER TABLE {table} ALTER id ADD GENERATED ALWAYS AS IDENTITY")
@@ -142,6 +124,37 @@ def test_bad_rows_are_told_and_the_good_ones_are_in(table: str, operation: Opera
     assert told[2] == (100, "short", r"'a\x00b'")
     assert told[1][0] == 51
     assert "value too long" in done.rejected[1].reason
+
+
+@pytest.mark.parametrize("operation", [Operation.INSERT, Operation.UPSERT])
+def test_what_would_be_refused_at_commit_is_told_as_well(table: str, operation: Operation) -> None:
+    run(f"ALTER TABLE {table} ADD UNIQUE (word) DEFERRABLE INITIALLY DEFERRED")
+    run(f"ALTER TABLE {table} ADD after int REFERENCES {table} DEFERRABLE INITIALLY DEFERRED")
+    rows = [(1, "a", 2), (2, "b", None), (3, "a", None), (4, "c", 9)]
+    done = changes.apply(Change(table, ("id", "word", "after"), operation, ID), rows)
+    assert [(each.line, each.reason.split(" constraint")[0]) for each in done.rejected] == [
+        (3, "duplicate key value violates unique"),
+        (4, f'insert or update on table "{table}" violates foreign key'),
+    ]
+    assert sorted(stored(table)) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("body", "counts", "refused"),
+    [("RAISE EXCEPTION 'no twos'", Counts(inserted=2), [(2, "no twos")]), ("RETURN NULL", Counts(2, skipped=1), [])],
+)
+@pytest.mark.parametrize("operation", [Operation.INSERT, Operation.UPSERT])
+def test_a_trigger_may_refuse_a_row_or_pass_over_it(
+    table: str, operation: Operation, body: str, counts: Counts, refused: list[tuple[int, str]]
+) -> None:
+    run(
+        f"CREATE FUNCTION {table}() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$$ BEGIN IF NEW.id = 2 THEN {body}; END IF; RETURN NEW; END $$"
+    )
+    run(f"CREATE TRIGGER guard BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION {table}()")
+    done = words(table, [(1, "x"), (2, "x"), (3, "x")], operation=operation, key=ID)
+    assert (done.counts, [(each.line, each.reason) for each in done.rejected]) == (counts, refused)
+    assert sorted(stored(table)) == [1, 3]
 
 
 def test_nothing_is_kept_when_every_row_is_bad(table: str) -> None:

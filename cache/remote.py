@@ -34,6 +34,8 @@ MARK_S = 30.0
 #: Longer than any value lives: once it is gone, so is what was kept under it.
 GENERATION_S = 400 * 86400
 SCAN_COUNT = 500
+#: Ours are ASCII. Whatever else stands in Redis is read too: an error would reach who only wants a value.
+TOKENS = "latin-1"
 
 
 class Claims(NamedTuple):
@@ -92,14 +94,14 @@ class Remote:
         self._writable()
         names = [keys.generation(kind, self.settings.prefix), *wanted]
         said = self._run("claim", names, [token, _ms(self.settings.lease_s)])
-        claims = Claims(said[0].decode(), {}, [], {})
+        claims = Claims(said[0].decode(TOKENS), {}, [], {})
         for key, (what, *rest) in zip(wanted, said[1:], strict=True):
             if what == b"value":
                 claims.values[key] = (rest[0], rest[1] / 1000)
             elif what == b"mine":
                 claims.mine.append(key)
             else:
-                claims.others[key] = rest[0].decode()
+                claims.others[key] = rest[0].decode(TOKENS)
         return claims
 
     def land(self, kind: str, token: str, generation: str, values: Mapping[str, bytes | None], ttl_s: float) -> int:
@@ -122,12 +124,12 @@ class Remote:
         # Moved onto itself, the mark wakes one waiter after the other and stays.
         name = keys.landed(token, self.settings.prefix)
         said = self.ask(lambda client: client.blmove(name, name, WAIT_S, "LEFT", "RIGHT"), patient=True)
-        return said.decode() if said else ""
+        return said.decode(TOKENS) if said else ""
 
     def generations(self, kinds: Sequence[str]) -> dict[str, str]:
         """Return the generation of each kind."""
         found = self.ask(lambda client: client.mget([keys.generation(each, self.settings.prefix) for each in kinds]))
-        return {kind: (each or b"").decode() for kind, each in zip(kinds, found, strict=True)}
+        return {kind: (each or b"").decode(TOKENS) for kind, each in zip(kinds, found, strict=True)}
 
     def begin(self, kind: str, generation: str) -> None:
         """Begin a kind's next generation: what is being computed in the last one will not be kept."""
@@ -139,7 +141,7 @@ class Remote:
         names = [*kept, *marks]
         args = [token, _ms(GENERATION_S), len(kept)]
         said = self._run("versions", [keys.version(name, self.settings.prefix) for name in names], args)
-        return {name: each.decode() for name, each in zip(names, said, strict=True)}
+        return {name: each.decode(TOKENS) for name, each in zip(names, said, strict=True)}
 
     def end_versions(self, kept: Sequence[str], marks: Sequence[str]) -> None:
         """End versions, in one round trip; only marks need memory."""

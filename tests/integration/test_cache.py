@@ -145,6 +145,12 @@ def test_what_another_version_wrote_is_computed_again(cache: Cache, other: Cache
     assert other.fetch(KIND, "k", Maker().one("k")).how == "hits_redis"
 
 
+@pytest.mark.parametrize("name", ["ai:generation:model", "k:flight"])
+def test_what_is_no_token_fails_nobody(cache: Cache, broker: Broker, name: str) -> None:
+    broker.redis.set(name, b"\xff no token", px=1000)
+    assert cache.fetch(KIND, "k", Maker().one("k")).value == "value of k"
+
+
 def test_a_hundred_equal_questions_are_one_call(cache: Cache, other: Cache, pool: ThreadPoolExecutor) -> None:
     make = Maker()
     make.may.clear()

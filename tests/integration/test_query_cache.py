@@ -339,6 +339,12 @@ def test_a_version_that_redis_lost_does_not_come_again(reader: Reader, broker: B
     assert reader() == ["de"]
 
 
+def test_a_version_that_is_no_text_fails_nobody(broker: Broker) -> None:
+    broker.redis.set("query:ai:version:table:conversations", b"\xff", px=10_000)
+    reader = Reader()
+    assert (reader(), reader(), reader.asked) == (["en"], ["en"], 1)
+
+
 def test_keys_are_forgotten_alone_and_by_their_first_parts() -> None:
     def read(key: str, value: int) -> int:
         return query_cache.through("feed", key, lambda: value, tables=TABLES, type_=int)

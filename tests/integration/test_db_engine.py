@@ -196,7 +196,7 @@ def test_a_server_that_is_not_there_is_away(monkeypatch: pytest.MonkeyPatch) -> 
         ("42P01", Fault.INPUT),
         ("42501", Fault.INPUT),
         ("XX000", Fault.UNKNOWN),
-        ("P0001", Fault.UNKNOWN),
+        ("P0001", Fault.INPUT),
     ],
 )
 def test_sqlstates(state: str, fault: Fault) -> None:

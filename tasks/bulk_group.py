@@ -80,14 +80,15 @@ class BulkGroup:
         """
         redis = self._broker.redis
         marks = {str(piece.number): piece.mark() for piece in pieces}
-        self._compare(pieces, marks)
-        pipeline = redis.pipeline(transaction=False)
-        pipeline.hsetnx(self._key, "rows_per_job", rows_per_job)
-        for number, mark in marks.items():
-            pipeline.hsetnx(self._key, number, mark)
-        pipeline.expire(self._key, int(load_policy().retention.dead_s))
-        pipeline.execute()
-        self._compare(pieces, marks)  # another command may have been quicker
+
+        def claim(pipeline: Any) -> None:
+            self._compare(pieces, marks, pipeline.hmget(self._key, list(marks)))
+            pipeline.multi()
+            pipeline.hsetnx(self._key, "rows_per_job", rows_per_job)
+            pipeline.hset(self._key, mapping=marks)
+            pipeline.expire(self._key, int(load_policy().retention.dead_s))
+
+        redis.transaction(claim, self._key)  # all or none: of two commands with other rows, one is refused
         sent = int(redis.hget(self._key, "sent") or 0)
         new = [piece for piece in pieces if piece.number >= sent]
         enqueue.many([(each.payload, replace(options, job_id=self.job_id(each.number))) for each in new])
@@ -140,8 +141,7 @@ class BulkGroup:
                 return state
             time.sleep(min(until - now, max(0.2, 4 * (now - asked_at))))  # a large group is asked about less often
 
-    def _compare(self, pieces: Sequence[Piece], marks: dict[str, str]) -> None:
-        known = self._broker.redis.hmget(self._key, list(marks))
+    def _compare(self, pieces: Sequence[Piece], marks: dict[str, str], known: Sequence[bytes | None]) -> None:
         for piece, mark, found in zip(pieces, marks.values(), known, strict=True):
             if found is not None and found.decode() != mark:
                 raise JobRefused(

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -16,8 +18,10 @@ from cli import row_file
 from cli.bulk import bulk
 from db.engine import transaction
 from tasks import enqueue
-from tasks.bulk_group import BulkGroup
+from tasks.bulk_group import BulkGroup, Piece
+from tasks.enqueue import Options
 from tasks.job import Group, Job
+from tasks.payloads import BulkInsert, check
 from tests.commands import Cli
 from tests.eventually import eventually
 from tests.integration.test_jobs import scalar
@@ -139,6 +143,28 @@ def test_a_killed_command_goes_on_and_a_changed_file_is_refused(
     assert scalar(f"SELECT count(*) FROM {TABLE}") == 40_000
     broker.redis.delete(broker.keys.job("load.3"))
     assert BulkGroup("load").state().jobs == {"SUCCESS": 39, "FORGOTTEN": 1}
+
+
+def test_of_two_commands_with_other_rows_under_one_name_one_goes_through(broker: Broker) -> None:
+    both = threading.Barrier(2)
+
+    def send(group: str, count: int) -> bool:
+        rows = [check(BulkInsert, table=TABLE, columns=["codepoint"], rows=[[100 * count + n]]) for n in range(count)]
+        both.wait(30)
+        try:
+            BulkGroup(group).send(
+                [Piece(n, each, each.to_json().encode(), "") for n, each in enumerate(rows)], Options(), 1
+            )
+            BulkGroup(group).end(count)
+        except JobRefused:
+            return False
+        return True
+
+    with ThreadPoolExecutor(2) as commands:
+        for number in range(20):
+            went = list(commands.map(send, [f"load-{number}"] * 2, [3, 8]))
+            assert sorted(went) == [False, True]
+            assert BulkGroup(f"load-{number}").state().jobs == {"QUEUED": 3 if went[0] else 8}
 
 
 def test_a_group_tells_what_failed(cli: Cli, workers: Workers, tmp_path: Path) -> None:

@@ -59,7 +59,11 @@ def _do(ones: Sequence[One]) -> list[dict[str, Any]]:
     if len(ones) == 1 or not _is_plain(first):
         return [_change(*ones[0])]
     inserted = bulk.insert_all(first.table, first.columns, [(job_id, one.rows) for job_id, one in ones])
-    return [{"rows": each.rows, "repeated": each.repeated} for each in inserted]
+    # What was done before may have been done alone, and its refused rows not yet be sent on.
+    return [
+        _change(job_id, one) if each.repeated else {"rows": each.rows, "repeated": False}
+        for (job_id, one), each in zip(ones, inserted, strict=True)
+    ]
 
 
 def _is_plain(one: BulkInsert) -> bool:

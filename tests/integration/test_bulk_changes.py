@@ -2,7 +2,10 @@
 
 import pytest
 
+from db import changes
+from db.changes import Change
 from tasks import Job, enqueue
+from tasks.enqueue import Options
 from tasks.payloads import BulkInsert, check
 from tests.eventually import eventually
 from tests.integration.test_jobs import run_again, scalar
@@ -45,6 +48,25 @@ def test_refused_rows_become_one_dead_job_and_the_others_are_in(workers: Workers
     assert scalar(COUNT) == 27
     with pytest.raises(JobFailed, match="bad 10"):
         Job(result["rejected_job"]).result(60)
+
+
+def test_refused_rows_of_a_run_that_was_cut_off_are_sent_on_by_its_repeat_in_a_batch(workers: Workers) -> None:
+    columns = ("codepoint", "name")
+    rows = [[1, "a"], ["bad", "b"], [3, "c"]]
+    changes.apply(Change(TABLE, columns), rows, "cut-off")  # as a worker that was killed behind its commit
+    jobs = [("cut-off", rows), ("other", [[4, "d"]])]
+    orders = [
+        (check(BulkInsert, table=TABLE, columns=list(columns), rows=some), Options(job_id=job_id))
+        for job_id, some in jobs
+    ]
+    repeated, other = enqueue.many(orders)
+    workers.start("bulk_insert")
+    assert other.result(60) == {"rows": 1, "repeated": False}, "they did not go in one batch"
+    result = repeated.result(60)
+    assert (result["rows"], result["repeated"], [each["line"] for each in result["rejected"]]) == (2, True, [2])
+    with pytest.raises(JobFailed, match="bad"):
+        Job(result["rejected_job"]).result(60)
+    assert scalar(COUNT) == 3
 
 
 @pytest.mark.parametrize(

@@ -339,6 +339,16 @@ def test_a_version_that_redis_lost_does_not_come_again(reader: Reader, broker: B
     assert reader() == ["de"]
 
 
+def test_a_version_that_ended_does_not_come_again_when_it_is_asked_for_again(reader: Reader) -> None:
+    found = table_versions.of_process()
+    assert found is not None
+    remote, names = found.cache.remote(), ["table:conversations"]
+    remote.end_versions(names, [])
+    began = remote.versions(names, [], "token")
+    remote.end_versions(names, [])
+    assert remote.versions(names, [], "token") != began, "as after a connection that was cut before the answer"
+
+
 def test_a_version_that_is_no_text_fails_nobody(broker: Broker) -> None:
     broker.redis.set("query:ai:version:table:conversations", b"\xff", px=10_000)
     reader = Reader()

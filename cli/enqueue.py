@@ -136,5 +136,7 @@ def _standard_input() -> str:
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise JobRefused("file", str(path), f"cannot be read as UTF-8 text: {error}") from error
+    except OSError as error:
+        raise JobRefused("file", str(path), f"cannot be read: {error.strerror}; give a text file") from error
+    except UnicodeDecodeError as error:
+        raise JobRefused("file", str(path), f"is not UTF-8 at byte {error.start}; give UTF-8 text") from error

@@ -212,5 +212,7 @@ def _refused(error: psycopg2.Error, table: str, copied: str, columns: Sequence[C
     reason = "; ".join(filter(None, [said.message_primary or str(error).strip(), said.message_detail]))
     if (error.pgcode or "").startswith("42"):  # no row's fault: the table changed, or may not be written
         return TableError(f"table {table!r}: {reason}")
+    if error.pgcode == "23505" and copied == table:  # a plain insert
+        reason += "; to take rows that are there, skip or update them on conflict"
     line, column = place_of(said.context or "", copied, [each.name for each in columns])
     return RowError(line, said.column_name or column, reason)

@@ -149,7 +149,7 @@ def read_cursor(cursor: str, name: str, id_type: type[int | str]) -> Place:
         if isinstance(id_, str) and ("\0" in id_ or id_.encode("utf-8", "surrogatepass") != id_.encode()):
             raise ValueError(id_)
         return Place(name, way, _EPOCH + at * _MICROSECOND, id_)
-    except (ValueError, TypeError, OverflowError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         shown = repr(cursor if len(str(cursor)) <= 60 else f"{str(cursor)[:60]}...")
         raise PageError(
             f"cursor={shown} is none of this list: take next_cursor or prev_cursor of a page, or leave it out"

@@ -180,6 +180,7 @@ def test_before_and_after_a_message_or_a_time() -> None:
         ({"offset": 100_001}, "offset=100001: a whole number"),
         ({"cursor": "nonsense"}, "cursor='nonsense' is none of this list: take next_cursor or prev_cursor"),
         ({"cursor": "\u20ac" * 99}, "is none of this list"),
+        ({"cursor": "W1tb" * 2000}, "is none of this list"),  # lists within lists
         ({"cursor": "WzFd"}, "cursor='WzFd' is none of this list"),
         ({"before": 10**30}, "before=1000000000000000000000000000000: no message of this conversation"),
         ({"after": NOON.replace(tzinfo=None)}, "after=2026-03-01T12:00:00: a time without its zone"),

@@ -18,7 +18,7 @@ _QUALIFIED = rf"{_NAME}(?:\s*\.\s*{_NAME})?"
 _WRITE = re.compile(
     r"\b(?P<verb>insert\s+into|update|delete\s+from|merge\s+into|truncate(?:\s+table)?"
     r"|alter\s+table(?:\s+if\s+exists)?|drop\s+table(?:\s+if\s+exists)?|copy)"
-    rf'(?:\s+only\b)?(?=[\s"])\s*(?P<names>{_QUALIFIED}(?:\s*\*?\s*,\s*(?:only\s+)?{_QUALIFIED})*)',
+    rf'(?:\s+only\b)?(?=[\s"(])[\s(]*(?P<names>{_QUALIFIED}(?:[\s*)]*,\s*(?:only\b[\s(]*)?{_QUALIFIED})*)',
     re.IGNORECASE,
 )
 _READ = re.compile(

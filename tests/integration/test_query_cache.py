@@ -112,6 +112,11 @@ def by_text() -> None:
         )
 
 
+def by_parentheses() -> None:
+    with transaction() as session:
+        session.execute(text("UPDATE ONLY (conversations) SET language = 'de'"))
+
+
 def by_driver_sql() -> None:
     with transaction() as session:
         session.connection().exec_driver_sql('UPDATE"conversations"SET language = %s', ("de",))
@@ -129,7 +134,8 @@ def by_copy() -> None:
 
 
 @pytest.mark.parametrize(
-    "write", [by_orm, by_core, by_connection, by_autocommit, by_text, by_driver_sql, by_function, by_copy]
+    "write",
+    [by_orm, by_core, by_connection, by_autocommit, by_text, by_parentheses, by_driver_sql, by_function, by_copy],
 )
 def test_what_is_committed_is_read(reader: Reader, write: Callable[[], None]) -> None:
     write()

@@ -92,7 +92,8 @@ def apply(change: Change, rows: Sequence[Row], job_id: str | None = None) -> Cha
     with refused rows goes piece by piece), the loser is tried again. Of rows with the same key the last counts.
 
     Raises TableError for an unknown table, column or key, RowError when every row is refused (nothing is kept
-    then, not even the receipt); `errors.fault_of` tells what any other error means.
+    then, not even the receipt), or when the first run refused rows and had more or fewer; `errors.fault_of` tells
+    what any other error means.
     """
     return _retried(lambda: _once(change, rows, job_id, fail=True))
 
@@ -115,7 +116,7 @@ def _once(change: Change, rows: Sequence[Row], job_id: str | None, *, fail: bool
     with transaction() as session:
         kind = f"bulk_{change.operation}"
         if job_id is not None and not receipts.write(session, job_id, kind, {}):
-            return _earlier(receipts.of(session, job_id) or {})
+            return _earlier(receipts.of(session, job_id) or {}, len(rows))
         _check(change)
         columns = schema.columns(session, change.table, change.columns)
         if change.key:
@@ -131,11 +132,19 @@ def _once(change: Change, rows: Sequence[Row], job_id: str | None, *, fail: bool
         return Changed(counts, rejected)
 
 
-def _earlier(result: dict[str, Any]) -> Changed:
+def _earlier(result: dict[str, Any], given: int) -> Changed:
     # A receipt of `bulk.insert_all` says only how many rows there were.
     counts = {name: int(result.get(name, 0)) for name in ("updated", "skipped", "deleted")}
     inserted = int(result.get("inserted", result.get("rows", 0)))
     rejected = tuple(Rejected(**each) for each in result.get("rejected", ()))
+    taken = inserted + sum(counts.values())
+    if rejected and taken + len(rejected) != given:  # their lines would name other rows
+        raise RowError(
+            None,
+            None,
+            f"an earlier run took {taken} rows of this job and refused {len(rejected)}, and now it has {given} in all; "
+            "give its rows as they were, or what is left to do as a new job",
+        )
     return Changed(Counts(inserted=inserted, **counts), rejected, repeated=True)
 
 

@@ -195,6 +195,16 @@ def test_a_second_run_changes_nothing(table: str, operation: Operation) -> None:
     assert stored(table)[1][0] == "later"
 
 
+@pytest.mark.parametrize("operation", [Operation.INSERT, Operation.UPSERT])
+def test_lines_of_refused_rows_are_never_those_of_an_edited_job(table: str, operation: Operation) -> None:
+    change, rows = Change(table, ("id", "word"), operation, ID), [(1, "a"), ("two", "b"), (3, "c"), (3, "d")]
+    job_id = uuid.uuid4().hex
+    first = changes.apply(change, rows, job_id)
+    assert changes.apply(change, rows, job_id) == changes.replace(first, repeated=True)
+    with pytest.raises(RowError, match="and now it has 3 in all"):
+        changes.apply(change, [rows[0], *rows[2:]], job_id)
+
+
 @pytest.mark.parametrize("operation", [Operation.UPDATE, Operation.UPSERT, Operation.DELETE])
 def test_jobs_with_the_same_rows_do_not_lock_each_other_out(
     table: str, operation: Operation, monkeypatch: pytest.MonkeyPatch

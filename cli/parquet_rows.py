@@ -62,6 +62,8 @@ def _sent(value: Any, place: str) -> Any:
         return value
     if isinstance(value, bytes):
         return "\\x" + value.hex()
+    if isinstance(value, list) and bytes in map(type, value):
+        return [_sent(each, place) for each in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # nan and inf, which are the server's words too and no JSON
     return value

@@ -52,7 +52,7 @@ def test_refused_rows_become_one_dead_job_and_the_others_are_in(workers: Workers
 
 def test_refused_rows_of_a_run_that_was_cut_off_are_sent_on_by_its_repeat_in_a_batch(workers: Workers) -> None:
     columns = ("codepoint", "name")
-    rows = [[1, "a"], ["bad", "b"], [3, "c"]]
+    rows: list[list[object]] = [[1, "a"], ["bad", "b"], [3, "c"]]
     changes.apply(Change(TABLE, columns), rows, "cut-off")  # as a worker that was killed behind its commit
     jobs = [("cut-off", rows), ("other", [[4, "d"]])]
     orders = [
@@ -76,8 +76,9 @@ def test_refused_rows_of_a_run_that_was_cut_off_are_sent_on_by_its_repeat_in_a_b
         ({"operation": "delete", "key": ["b"]}, "key.*among"),
         ({"operation": "upsert", "key": ["a"], "on_conflict": "skip"}, "on_conflict"),
         ({"operation": "truncate"}, "operation"),
+        ({"rows": [[1], [b"\\x41"]]}, r"rows\[1\].*no bytes"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_it_is_sent(how: dict[str, object], said: str) -> None:
     with pytest.raises(JobRefused, match=said):
-        check(BulkInsert, table=TABLE, columns=["a"], rows=[[1]], **how)
+        check(BulkInsert, **{"table": TABLE, "columns": ["a"], "rows": [[1]], **how})

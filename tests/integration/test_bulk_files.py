@@ -263,14 +263,15 @@ def test_values_of_parquet_arrive_as_they_were(tmp_path: Path) -> None:
     given = {
         "a": [1.5, float("nan")],
         "b": [b"\x00\xff", None],
+        "bs": [[None, b"\\x41"], []],
         "c": [Decimal("1.10"), None],
         "d": [date(2024, 2, 29)] * 2,
     }
     pq.write_table(pa.table(given), file)
     with row_file.opened(file, None, None, "", 1000) as source:
         assert [values for _, values in source.rows] == [
-            [1.5, "\\x00ff", Decimal("1.10"), date(2024, 2, 29)],
-            ["nan", None, None, date(2024, 2, 29)],
+            [1.5, "\\x00ff", [None, "\\x5c783431"], Decimal("1.10"), date(2024, 2, 29)],
+            ["nan", None, [], None, date(2024, 2, 29)],
         ]
 
 

@@ -2,7 +2,9 @@
 
 import json
 import re
-from itertools import chain
+from collections.abc import Sequence
+from datetime import datetime, time, timedelta
+from operator import is_
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from uuid import uuid4
 
@@ -18,8 +20,7 @@ Payload = TypeVar("Payload", bound="JobPayload")
 #: NUL, and the halves of surrogate pairs, which JSON can carry and UTF-8 cannot.
 UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
-#: JSON would carry them as text, which a bytea column may read as other bytes.
-_BYTES = {bytes, bytearray, memoryview}
+_MINUTE = timedelta(minutes=1)
 
 #: A list of what JSON carries into the columns of a table. `BulkInsert` looks at all of them at once: they are many.
 Row = Any
@@ -140,10 +141,12 @@ class BulkInsert(JobPayload):
         return len(self.rows)
 
     def to_json(self) -> str:
-        if not _BYTES.isdisjoint(map(type, chain.from_iterable(self.rows))):
-            number = next(number for number, row in enumerate(self.rows) if not _BYTES.isdisjoint(map(type, row)))
-            raise TypeError(f"rows[{number}] holds bytes, which JSON has not; for a bytea give '\\\\x' + value.hex()")
-        return super().to_json()
+        """Return the arguments as JSON, and what that would change as text. Raises `ValueError`, `TypeError`."""
+        given = list(zip(*self.rows, strict=True))
+        spelled = [_spelled(name, values) for name, values in zip(self.columns, given, strict=True)]
+        if all(map(is_, spelled, given)):
+            return super().to_json()
+        return super(BulkInsert, self.model_copy(update={"rows": list(zip(*spelled, strict=True))})).to_json()
 
     @model_validator(mode="after")
     def _fits(self) -> "BulkInsert":
@@ -198,3 +201,25 @@ def _value_of(field: str, arguments: dict[str, Any]) -> Any:
     if field.startswith("rows["):
         return arguments["rows"][int(field[5:-1])]
     return arguments.get(field)
+
+
+def _spelled(column: str, values: Sequence[Any]) -> Sequence[Any]:
+    """Return a column's values; as text, those that JSON would change: 365 days to a year, an offset by its seconds.
+
+    Raises `TypeError` for bytes, in whose text a bytea would read escapes.
+    """
+    kinds = set(map(type, values))
+    if any(issubclass(kind, bytes | bytearray) for kind in kinds):
+        number = next(number for number, value in enumerate(values) if isinstance(value, bytes | bytearray))
+        raise TypeError(f"rows[{number}], column {column}: bytes; write them as text, \\x and hexadecimal digits")
+    if any(issubclass(kind, timedelta | datetime | time) for kind in kinds):
+        return tuple(map(_timed, values))
+    return values
+
+
+def _timed(value: Any) -> Any:
+    if isinstance(value, timedelta):
+        return f"{value.days} days {value.seconds} seconds {value.microseconds} microseconds"
+    if isinstance(value, datetime | time) and (offset := value.utcoffset()) and offset % _MINUTE:
+        return value.isoformat()
+    return value

@@ -1,9 +1,15 @@
 """Bulk jobs other than plain inserts, and what becomes of the rows that the table refuses."""
 
+import json
+from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
+
 import pytest
+from sqlalchemy import text
 
 from db import changes
 from db.changes import Change
+from db.engine import transaction
 from tasks import Job, enqueue
 from tasks.enqueue import Options
 from tasks.payloads import BulkInsert, check
@@ -76,9 +82,36 @@ def test_refused_rows_of_a_run_that_was_cut_off_are_sent_on_by_its_repeat_in_a_b
         ({"operation": "delete", "key": ["b"]}, "key.*among"),
         ({"operation": "upsert", "key": ["a"], "on_conflict": "skip"}, "on_conflict"),
         ({"operation": "truncate"}, "operation"),
-        ({"rows": [[1], [b"\\x41"]]}, r"rows\[1\].*no bytes"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_it_is_sent(how: dict[str, object], said: str) -> None:
     with pytest.raises(JobRefused, match=said):
-        check(BulkInsert, **{"table": TABLE, "columns": ["a"], "rows": [[1]], **how})
+        check(BulkInsert, table=TABLE, columns=["a"], rows=[[1]], **how)
+
+
+def test_bytes_are_refused_before_they_are_sent() -> None:
+    with pytest.raises(JobRefused, match=r"rows\[1\], column codepoint: bytes; write them as text"):
+        enqueue.bulk_insert(TABLE, [[1], [b"\\x41"]], columns=["codepoint"])
+
+
+@pytest.mark.parametrize(
+    ("type_", "given"),
+    [
+        ("interval", timedelta(days=400, microseconds=1)),
+        ("interval", -timedelta(days=1, seconds=1.5)),
+        ("timestamptz", datetime(1900, 1, 1, tzinfo=ZoneInfo("Europe/Amsterdam"))),  # +00:19:32
+        ("timestamptz", datetime(2024, 1, 1, tzinfo=ZoneInfo("Europe/Amsterdam"))),
+    ],
+)
+def test_times_arrive_as_they_were(database: None, type_: str, given: object) -> None:
+    payload = check(BulkInsert, table=TABLE, columns=["codepoint", "at"], rows=[[1, given], [2, None]])
+    with transaction() as session:
+        session.execute(text(f"CREATE TABLE moments (codepoint int, at {type_})"))
+    try:
+        changes.apply(Change("moments", ("codepoint", "at")), json.loads(payload.to_json())["rows"])
+        with transaction() as session:
+            is_same = text("SELECT at = :given FROM moments ORDER BY codepoint")
+            assert session.scalars(is_same, {"given": given}).all() == [True, None]
+    finally:
+        with transaction() as session:
+            session.execute(text("DROP TABLE moments"))

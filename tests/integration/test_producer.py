@@ -51,7 +51,7 @@ def bulk(value: object) -> Any:
         (lambda: enqueue.chat("hello", deadline=float("nan")), "deadline", "between now"),
         (lambda: bulk(object()), "payload", "JSON"),
         (lambda: bulk(b"\xff"), "payload", "JSON"),
-        (lambda: bulk(b"text"), "payload", "rows[0] holds bytes, which JSON has not; for a bytea give"),
+        (lambda: bulk(b"text"), "payload", "rows[0], column codepoint: bytes; write them as text"),
         (lambda: bulk("\ud800"), "payload", "JSON"),
         (lambda: bulk(float("nan")), "payload", "JSON"),
         (lambda: enqueue.embedding(""), "text", "white space"),

@@ -119,7 +119,7 @@ def until(count: Callable[[], int], wanted: int, what: str) -> float:
             seen, seen_at = now, time.monotonic()
         if time.monotonic() - seen_at > STUCK_S:
             raise StackError(f"{now} of {wanted} {what} after {STUCK_S:g} s without another")
-        time.sleep(0.005)
+        time.sleep(0.02)
 
 
 def resident_mib(process: Process) -> float:

@@ -27,8 +27,11 @@ def readable(
 def apart(do: Callable[[Sequence[T]], Sequence[Answer]], several: Sequence[T]) -> list[Answer]:
     """Do several at once; return one answer for each: a value, or the error of one that fails also on its own.
 
-    What fails for good is halved until the one at fault stands alone; what may pass is every one's error.
+    What fails for good is halved until the one at fault stands alone; what may pass is every one's error. For none,
+    nothing is done.
     """
+    if not several:
+        return []
     try:
         return list(do(several))
     except Exception as error:

@@ -4,7 +4,7 @@ from typing import Any
 
 from db import conversations
 from db.engine import transaction
-from tasks import cached, fault, notice
+from tasks import cached, endpoint, fault, notice
 from tasks.llm import Message
 from tasks.payloads import Chat, check
 from tasks.stream_writer import Writer
@@ -20,6 +20,9 @@ class ChatJob(Job):
     """A chat turn keeps the user's message even when it is never run, and tells when its answer is late."""
 
     abstract = True
+
+    def prepare(self) -> None:
+        endpoint.load_client()
 
     def classify(self, error: Exception) -> Fault:
         return fault.of(error)

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from db import documents
 from db.documents import Document
-from tasks import cached, fault
+from tasks import cached, endpoint, fault
 from tasks.apart import apart, readable
 from tasks.payloads import Embedding
 from worker import gates
@@ -25,6 +25,9 @@ class EmbeddingJob(BatchJob):
     """Jobs gathered by the worker; each keeps its own result, retry and dead letter."""
 
     abstract = True
+
+    def prepare(self) -> None:
+        endpoint.load_client()
 
     def classify(self, error: Exception) -> Fault:
         return fault.of(error)

@@ -77,6 +77,11 @@ def client_of(endpoint: Endpoint) -> openai.OpenAI:
     return _client(os.getpid(), endpoint.base_url, endpoint.api_key)
 
 
+def load_client() -> None:
+    """Import what calls need, which takes a second: a worker does it before it fetches its first job."""
+    import openai.resources  # noqa: F401  the client itself leaves its parts to their first use
+
+
 def _base_url() -> str:
     return os.environ.get("OPENAI_BASE_URL") or OPENAI
 

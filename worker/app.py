@@ -5,7 +5,7 @@ import os
 from celery import Celery, concurrency
 from celery.signals import celeryd_init, worker_process_init, worker_shutting_down
 
-from worker import draining
+from worker import draining, readiness
 from worker.children import die_with_parent
 
 app = Celery("forebay", task_cls="worker.task:Job")
@@ -18,6 +18,7 @@ app.loader.override_backends = {
 concurrency.ALIASES.update(threads="worker.threads:TaskPool", prefork="worker.prefork:TaskPool")
 worker_process_init.connect(die_with_parent)
 worker_shutting_down.connect(draining.begin)
+readiness.watch()
 
 
 @celeryd_init.connect  # type: ignore[untyped-decorator]

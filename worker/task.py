@@ -67,8 +67,8 @@ class OutOfMemory(RuntimeError):
 class Job(Task):  # type: ignore[misc]
     """A task whose failures are decided by its queue's retry policy.
 
-    A subclass says what its errors mean (`classify`, `wait_s`) and may keep something of an attempt that failed
-    (`failed`) and of a job that is never run (`abandoned`).
+    A subclass says what its errors mean (`classify`, `wait_s`). It may load what runs need (`prepare`) and keep
+    something of an attempt that failed (`failed`) and of a job that is never run (`abandoned`).
     """
 
     abstract = True
@@ -99,6 +99,9 @@ class Job(Task):  # type: ignore[misc]
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Publish as Celery does, without showing in events what the job carries."""
         return super().apply_async(args, kwargs, **{"argsrepr": HIDDEN, "kwargsrepr": HIDDEN, **options})
+
+    def prepare(self) -> None:
+        """Load what a run needs, before the worker fetches its first job."""
 
     def classify(self, error: Exception) -> Fault:
         """Say whether trying again may help."""

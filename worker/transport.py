@@ -64,9 +64,16 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]
         virtual.QoS.append(self, message, delivery_tag)
 
     def settle(self, delivery_tag: str, settle: lease.Settle) -> None:
-        """Settle a delivery with one of the broker's steps, then make room for the next. Any thread may call it."""
+        """Settle a delivery with one of the broker's steps, then make room for the next. Any thread may call it.
+
+        While the prefetch window is full, the channel asks Redis for nothing, so nothing but a timer would end the
+        event loop's poll: a settle that opens the window wakes the loop.
+        """
         self.channel.lease.settle(Delivery.of_tag(delivery_tag), settle)
+        was_full = not self.can_consume()
         virtual.QoS.ack(self, delivery_tag)
+        if was_full:
+            self.channel.wake()
 
     def ack(self, delivery_tag: str) -> None:
         self.settle(delivery_tag, Broker.done)
@@ -243,7 +250,10 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     # Naps and what ends them.
 
     def wake(self) -> None:
-        """Let the event loop fetch again because there is room. Any thread may call it."""
+        """Let the event loop fetch again because there is room. Any thread may call it.
+
+        ``Hub.call_soon`` interrupts the loop's poll when another thread calls it (kombu 5.7).
+        """
         hub = get_event_loop()
         if self._in_poll and self._awaiting == "BRPOP":
             self._ring_self()

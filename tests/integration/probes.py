@@ -102,3 +102,9 @@ class Forgetful(Job):
 @app.task(name="probe.forgetful", base=Forgetful)
 def forgetful() -> None:
     raise AssertionError("this is cancelled")
+
+
+@app.task(name="probe.pause")
+def pause(seconds: float) -> None:
+    """Hold a slot for a moment."""
+    threading.Event().wait(seconds)

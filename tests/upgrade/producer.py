@@ -3,7 +3,10 @@
 Run with the release's folder as PYTHONPATH. One file serves both releases, so it imports only what stays where it is.
 """
 
+import contextlib
+import io
 import json
+import runpy
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -53,9 +56,21 @@ def cancel(job_id: str) -> bool:
     return Job(job_id).cancel()
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {
+def command(*arguments: str) -> tuple[int, str, str]:
+    """Run a command of ``./forebay`` in this process, which has all loaded; return its exit code and output."""
+    sys.argv = ["forebay", *arguments]
+    printed, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
+        try:
+            runpy.run_module("cli", run_name="__main__")
+        except SystemExit as ended:
+            return int(ended.code or 0), printed.getvalue(), errors.getvalue()
+    return 0, printed.getvalue(), errors.getvalue()
+
+
+CALLS: dict[str, Callable[..., Any]] = {
     each.__name__: each
-    for each in (folder, send, send_many, result, result_by_celery, streamed, status, record, cancel)
+    for each in (folder, send, send_many, result, result_by_celery, streamed, status, record, cancel, command)
 }
 
 
@@ -63,7 +78,7 @@ def main() -> None:
     for line in sys.stdin:
         name, arguments, options = json.loads(line)
         try:
-            reply = {"returned": COMMANDS[name](*arguments, **options)}
+            reply = {"returned": CALLS[name](*arguments, **options)}
         except Exception as error:
             reply = {"raised": f"{type(error).__name__}: {error}"}
         sys.stdout.write(json.dumps(reply) + "\n")

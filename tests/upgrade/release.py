@@ -5,15 +5,13 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.commands import Cli
 from tests.workers import Workers
-from worker.broker import Broker
 
 PRODUCER = Path(__file__).with_name("producer.py")
 
@@ -64,23 +62,32 @@ class Release:
     root: Path
     producer: Producer
     workers: Workers
-    cli: Cli
+
+    def cli(self, *arguments: str) -> str:
+        """Run a command of ``./forebay`` and return what it printed; it must succeed."""
+        code, printed, errors = self.producer("command", *arguments)
+        assert code == 0, printed + errors
+        return str(printed)
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self.cli(*arguments, "--json"))
 
     def audit(self) -> dict[str, dict[str, Any]]:
         """Return the audit's balance of each queue, by this release's own command, which fails on a finding."""
-        return {each["queue"]: each for each in self.cli.json("audit")["balances"]}
+        return {each["queue"]: each for each in self.json("audit")["balances"]}
+
+
+def environment(root: Path, services: Mapping[str, str]) -> dict[str, str]:
+    """Return what runs a release's code from its folder, and with PYTHONSAFEPATH no code from where a test stands."""
+    return {**os.environ, **services, "PYTHONPATH": str(root), "PYTHONSAFEPATH": "1"}
 
 
 @contextmanager
-def running(name: str, root: Path, environment: dict[str, str], broker: Broker, folder: Path) -> Iterator[Release]:
-    """Give a release from its folder; end its processes at exit. PYTHONSAFEPATH: no other code where a test stands."""
-    folder.mkdir()
-    own = {**os.environ, **environment, "PYTHONPATH": str(root), "PYTHONSAFEPATH": "1"}
-    producer = Producer(own, folder / "producer.log")
-    workers = Workers(root, own, broker, folder)
+def producing(root: Path, services: Mapping[str, str], log: Path) -> Iterator[Producer]:
+    """Give a release's producer, which must have loaded that release's code."""
+    producer = Producer(environment(root, services), log)
     try:
         assert Path(producer("folder")).is_relative_to(root)
-        yield Release(name, root, producer, workers, Cli(own))
+        yield producer
     finally:
-        workers.stop()
         producer.stop()

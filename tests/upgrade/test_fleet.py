@@ -121,9 +121,8 @@ def test_each_release_rescues_what_the_other_ran_when_it_was_killed(
 
 
 @pytest.mark.parametrize("lane", ["embedding", "bulk_insert"])
-def test_a_rolling_restart_loses_nothing(pair: tuple[Release, Release], broker: Broker, lane: str) -> None:
-    """Replace one worker after the other, each stopped by SIGTERM, while both releases enqueue."""
-    before, after = pair
+def test_an_upgrade_and_its_way_back_lose_nothing(old: Release, new: Release, broker: Broker, lane: str) -> None:
+    """Replace one worker after the other, each stopped by SIGTERM, while both releases enqueue; then back again."""
     # Longer than the test: what a worker that stops does not give back itself nobody rescues in time.
     settings = {**SMALL, "FOREBAY_LEASE_DURATION_S": "120"}
     sent, enough = Sent(lane), threading.Event()
@@ -135,19 +134,20 @@ def test_a_rolling_restart_loses_nothing(pair: tuple[Release, Release], broker: 
                 return rounds
         raise AssertionError
 
-    fleet = [before.workers.start(lane, **settings) for _ in range(2)]
+    fleet = [old.workers.start(lane, **settings) for _ in range(2)]
     with ThreadPoolExecutor(2) as threads:
-        sending = [threads.submit(keep_sending, release) for release in pair]
+        sending = [threads.submit(keep_sending, release) for release in (old, new)]
         try:
-            for worker in fleet:
+            for release in (new, new, old, old):
                 goes_on(broker, lane)
-                assert worker.terminate() == 0, worker.said()
-                after.workers.start(lane, **settings)
+                leaving = fleet.pop(0)
+                assert leaving.terminate() == 0, leaving.said()
+                fleet.append(release.workers.start(lane, **settings))
             goes_on(broker, lane)
         finally:
             enough.set()
         assert min(each.result() for each in sending) > 1
-    sent.all_succeed_once(broker, *pair)
+    sent.all_succeed_once(broker, old, new)
     assert counter(broker, lane, "rescued") == 0
 
 

@@ -25,9 +25,9 @@ def test_dead_letters_of_one_release_are_found_and_replayed_by_the_other(
         with pytest.raises(Raised, match="JobFailed: .*no-such-model"):
             each.producer("result", dead)
     eventually(lambda: broker.redis.zcard(broker.keys.dead()) == 2)
-    assert {each["reason"] for each in reader.cli.json("dead", "list")} == {"malformed", "failed"}
+    assert {each["reason"] for each in reader.json("dead", "list")} == {"malformed", "failed"}
     assert found(reader) == found(writer)
-    shown = reader.cli.json("dead", "show", dead, "--payload")
+    shown = reader.json("dead", "show", dead, "--payload")
     assert shown["payload"]["text"] == "a text"
     assert f'"{writer.root}/tasks/' in shown["traceback"], "the worker ran the code of its release"
     assert f'"{reader.root}/tasks/' not in shown["traceback"]
@@ -45,7 +45,7 @@ def test_dead_letters_of_one_release_are_found_and_replayed_by_the_other(
 
 def found(release: Release) -> dict[str, str]:
     """Return the fingerprints of the dead letters, by job, as a release lists them."""
-    groups = release.cli.json("dead", "groups")
+    groups = release.json("dead", "groups")
     return {each["example"]["id"]: each["fingerprint"] for each in groups}
 
 
@@ -77,7 +77,7 @@ def test_the_old_release_works_on_the_schema_of_the_new(old: Release, new: Relea
     file.write_text("codepoint,name\n" + "".join(f"{number},row\n" for number in range(2500)), encoding="utf-8")
     load = ("enqueue", "bulk", "unicode_characters", str(file), "--group", "load", "--wait", "60")
     assert "2,500" in old.cli(*load)
-    assert new.cli.json("group", "load") == old.cli.json("group", "load")
+    assert new.json("group", "load") == old.json("group", "load")
     new.cli(*load)  # a repeat of what is done
     assert new.audit()["bulk_insert"]["accepted"] == 3
     for command in (["indexes"], ["queries", "slow"], ["config"]):

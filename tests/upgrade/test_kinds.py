@@ -4,6 +4,8 @@ import pytest
 from sqlalchemy import text
 
 from db.engine import transaction
+from dev.faulty_provider import FaultyProvider
+from tests.eventually import eventually
 from tests.upgrade.release import Raised, Release
 
 COLUMNS = ["codepoint", "name"]
@@ -36,6 +38,22 @@ def test_chats(pair: Pair) -> None:
         ("user", "two"),
         ("assistant", "You said: two"),
     ]
+
+
+def test_a_job_that_failed_in_one_release_is_tried_again_in_the_other(pair: Pair, faulty: FaultyProvider) -> None:
+    first, second = pair
+    faulty.fault("server_error")
+    settings = {"FOREBAY_CHAT_TIME_LIMIT_S": "1", "FOREBAY_CHAT_RETRY_MAX_ATTEMPTS": "4"}
+    worker = first.workers.start("chat", **settings)
+    (job,) = second.producer("send", "chat", "hello")
+    eventually(lambda: second.producer("record", job).get("attempts") == "1")
+    assert worker.terminate() == 0
+    assert [each.producer("status", job) for each in pair] == ["RETRY"] * 2
+    second.workers.start("chat", FOREBAY_CHAT_RETRY_BACKOFF_S="0.1", **settings)
+    for each in pair:
+        with pytest.raises(Raised, match="JobFailed"):
+            each.producer("result", job)
+    assert [each.producer("record", job)["attempts"] for each in pair] == ["3"] * 2, "those of both count together"
 
 
 def test_embeddings_in_priority_order_delayed_and_repeated(pair: Pair) -> None:

@@ -87,7 +87,9 @@ def replace_by_chain(self: Any) -> None:
 
 
 def marks() -> "redis.Redis":
-    return redis.Redis.from_url(os.environ["CELERY_BROKER_URL"], socket_timeout=None)
+    """Return the Redis of the test's marks: the broker's, by a way of its own where the test cuts the worker's."""
+    url = os.environ.get("PROBE_REDIS_URL") or os.environ["CELERY_BROKER_URL"]
+    return redis.Redis.from_url(url, socket_timeout=None)
 
 
 class Forgetful(Job):
@@ -97,6 +99,20 @@ class Forgetful(Job):
 
     def abandoned(self, *args: Any, **kwargs: Any) -> None:
         raise ValueError("nothing can be kept")
+
+
+class Breaking(Job):
+    """A task whose error meets Celery's own code, behind the run: Celery's tracer lets a MemoryError pass."""
+
+    abstract = True
+
+    def after_return(self, *args: Any, **kwargs: Any) -> None:
+        raise MemoryError("behind the run")
+
+
+@app.task(name="probe.breaking", base=Breaking)
+def breaking(name: str) -> None:
+    marks().rpush("probe:ran", name)
 
 
 @app.task(name="probe.forgetful", base=Forgetful)

@@ -1,0 +1,125 @@
+"""The lives of workers and of their pool children: how they end, and what their end costs the jobs."""
+
+import signal
+import sys
+from typing import Any
+
+import psutil
+import pytest
+
+from tasks import Job
+from tests.eventually import eventually
+from tests.integration import probes
+from tests.workers import Worker, Workers
+from worker.broker import Broker
+
+LANE = "import sys, tests.integration.probes; from cli.app import main; sys.argv[1:] = ['worker', 'chat']; main()"
+
+
+def send(task: Any, *args: str) -> Job:
+    return Job(task.apply_async(args).id)
+
+
+def held(broker: Broker, times: int = 1) -> bool:
+    return int(broker.redis.llen("probe:holding")) >= times
+
+
+def children(worker: Worker) -> list[psutil.Process]:
+    return psutil.Process(worker.process.pid).children()
+
+
+def counter(broker: Broker, what: str) -> int:
+    return int(broker.redis.hget(broker.keys.stats("chat"), what) or 0)
+
+
+def test_pool_children_end_with_their_killed_worker(workers: Workers, broker: Broker) -> None:
+    worker = workers.probes("prefork")
+    job = send(probes.hold, "in a child")
+    eventually(lambda: held(broker))
+    pool = children(worker)
+    assert len(pool) == 2
+    worker.process.kill()  # the main process alone, as the kernel does that runs out of memory
+    worker.process.wait()
+    try:
+        gone, alive = psutil.wait_procs(pool, timeout=20)
+        assert (len(gone), alive) == (2, [])
+    finally:
+        for child in pool:
+            if child.is_running():
+                child.kill()
+    assert job.record()["state"] == "started"
+
+
+def test_a_child_that_is_lost_while_its_worker_stops_spends_no_attempt(workers: Workers, broker: Broker) -> None:
+    worker = workers.probes("prefork")
+    job = send(probes.hold, "stopping")
+    eventually(lambda: held(broker))
+    pool = children(worker)
+    worker.process.send_signal(signal.SIGTERM)
+    eventually(lambda: "Warm shutdown" in worker.said())
+    for child in pool:
+        child.kill()
+    assert worker.process.wait(timeout=60) == 0
+    record = job.record()
+    assert record["state"] == "queued"
+    assert "attempts" not in record
+    assert "orphaned" not in record
+    assert (counter(broker, "retries"), counter(broker, "rescued")) == (0, 0)
+
+
+def test_a_child_that_is_lost_while_its_worker_goes_on_spends_one(workers: Workers, broker: Broker) -> None:
+    worker = workers.probes("prefork", FOREBAY_CHAT_RETRY_BACKOFF_S="0.1")
+    job = send(probes.hold, "lost")
+    eventually(lambda: held(broker))
+    for child in children(worker):
+        child.kill()
+    eventually(lambda: held(broker, 2))
+    assert (job.record()["attempts"], job.record()["delivery"]) == ("1", "2")
+    broker.redis.rpush("probe:go:lost", "go", "go")  # who died may still be waited for
+    eventually(lambda: job.status == "SUCCESS")
+
+
+def test_a_remote_shutdown_ends_over_a_hung_job(workers: Workers, broker: Broker) -> None:
+    worker = workers.probes("threads", FOREBAY_CHAT_DRAIN_S="0.5")
+    hung = send(probes.hold, "hung")
+    eventually(lambda: held(broker))
+    probes.app.control.shutdown()
+    assert worker.process.wait(timeout=45) == 0
+    assert hung.record()["state"] == "queued"
+    assert "attempts" not in hung.record()
+
+
+def test_a_lane_that_recycles_stays_ended_when_it_is_asked_to_stop(workers: Workers, broker: Broker) -> None:
+    worker = workers.run([sys.executable, "-c", LANE], FOREBAY_CHAT_MAX_TASKS_PER_WORKER="1")
+    job = send(probes.hold, "drains")
+    eventually(lambda: held(broker))
+    send(probes.mark, "the limit")
+    eventually(lambda: "recycling: " in worker.said())
+    worker.process.send_signal(signal.SIGTERM)
+    broker.redis.rpush("probe:go:drains", "go")
+    assert worker.process.wait(timeout=45) == 0
+    assert job.status == "SUCCESS"
+    assert worker.said().count(" ready.") == 1
+
+
+def test_a_lane_recycles_in_place_and_finishes_what_runs(workers: Workers, broker: Broker) -> None:
+    worker = workers.run([sys.executable, "-c", LANE], FOREBAY_CHAT_MAX_TASKS_PER_WORKER="1")
+    job = send(probes.hold, "drains")
+    eventually(lambda: held(broker))
+    send(probes.mark, "the limit")
+    eventually(lambda: "recycling: " in worker.said())
+    waits = send(probes.mark, "for the next")
+    broker.redis.rpush("probe:go:drains", "go")
+    eventually(lambda: (job.status, waits.status) == ("SUCCESS", "SUCCESS"))
+    assert worker.process.poll() is None
+    assert worker.said().count(" ready.") >= 2
+    assert job.record()["delivery"] == "1"
+    assert counter(broker, "rescued") == 0
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_a_worker_that_stops_leaves_no_lease_behind(workers: Workers, broker: Broker, pool: str) -> None:
+    worker = workers.probes(pool)
+    assert broker.redis.zcard(broker.keys.owners()) == 1
+    assert worker.terminate() == 0
+    assert broker.redis.zcard(broker.keys.owners()) == 0

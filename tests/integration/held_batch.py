@@ -1,4 +1,4 @@
-"""The task of a test's batching lane: its batches wait until the test lets them go on. A lane imports its task by name."""
+"""The task of a test's batching lane, in a module of its name: its batches wait until the test lets them go on."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -38,6 +38,11 @@ def vanish() -> None:
     os._exit(3)
 
 
+@app.task(name="probe.own_redis")
+def own_redis() -> None:
+    raise redis.ConnectionError("a Redis that only this task uses is away")
+
+
 @app.task(name="probe.hunger")
 def hunger() -> None:
     raise MemoryError

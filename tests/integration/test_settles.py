@@ -158,3 +158,12 @@ def test_a_job_that_a_rescue_buries_raises_where_its_result_is_awaited(workers: 
         app.AsyncResult(result.id).get(timeout=60)
     record = Job(result.id).record()
     assert (record["state"], record["reason"]) == ("dead", "poison")
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_a_tasks_own_redis_error_is_not_taken_for_the_brokers(workers: Workers, broker: Broker, pool: str) -> None:
+    workers.probes(pool)
+    job = Job(probes.own_redis.apply_async().id)
+    eventually(lambda: job.status == "FAILURE")  # it would wait for a Redis that is there, again and again
+    assert "only this task uses" in job.record()["error"]
+    assert counter(broker, "chat", "retries") == 0

@@ -123,3 +123,58 @@ def test_a_worker_that_stops_leaves_no_lease_behind(workers: Workers, broker: Br
     assert broker.redis.zcard(broker.keys.owners()) == 1
     assert worker.terminate() == 0
     assert broker.redis.zcard(broker.keys.owners()) == 0
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_what_has_not_started_goes_back_at_once_when_its_worker_stops(
+    workers: Workers, broker: Broker, pool: str
+) -> None:
+    worker = workers.probes(pool, 1, CELERY_WORKER_PREFETCH_MULTIPLIER="4")
+    runs = send(probes.hold, "runs")
+    eventually(lambda: held(broker))
+    waits = send(probes.mark, "waits")
+    eventually(lambda: waits.record()["state"] == "leased")
+    worker.process.send_signal(signal.SIGTERM)
+    eventually(lambda: waits.record()["state"] == "queued")
+    assert runs.record()["state"] == "started"
+    broker.redis.rpush("probe:go:runs", "go")
+    assert worker.process.wait(timeout=60) == 0
+    assert runs.status == "SUCCESS"
+    assert broker.redis.lrange("probe:ran", 0, -1) == [b"runs"]  # the pool's own copy of the other was not run
+    assert (counter(broker, "late"), counter(broker, "rescued")) == (0, 0)
+    workers.probes(pool, 1)
+    eventually(lambda: waits.status == "SUCCESS")
+    assert waits.record()["delivery"] == "2"
+    assert "attempts" not in waits.record()
+
+
+def test_a_hung_job_is_taken_from_its_pool_child_and_the_child_is_ended(workers: Workers, broker: Broker) -> None:
+    worker = workers.probes("prefork", 1, FOREBAY_CHAT_TIME_LIMIT_S="0.5", FOREBAY_CHAT_WEDGED_AFTER_S="1")
+    job = send(probes.hold, "hung")
+    eventually(lambda: held(broker))
+    (child,) = children(worker)
+    eventually(lambda: held(broker, 2))  # in the only slot: the first run is over
+    assert not child.is_running()
+    assert int(job.record()["orphaned"]) >= 1
+    assert worker.process.poll() is None
+
+
+def test_a_job_past_its_hard_time_limit_is_dead_and_its_slot_is_free(workers: Workers, broker: Broker) -> None:
+    workers.probes("prefork", 1)
+    job = Job(probes.hold.apply_async(("too long",), time_limit=1).id)
+    eventually(lambda: job.status == "FAILURE")
+    assert job.record()["reason"] == "time limit"
+    assert probes.add.apply_async((1, 1)).get(timeout=60) == 2
+    assert counter(broker, "dead") == 1
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_celery_sees_that_a_job_has_started_and_where(workers: Workers, broker: Broker, pool: str) -> None:
+    worker = workers.probes(pool)
+    result = probes.hold.apply_async(("seen",))
+    eventually(lambda: held(broker))
+    eventually(lambda: result.state == "STARTED")
+    runs_in = {worker.process.pid} if pool == "threads" else {child.pid for child in children(worker)}
+    assert result.info["pid"] in runs_in
+    broker.redis.rpush("probe:go:seen", "go")
+    assert result.get(timeout=60) == "seen"

@@ -7,6 +7,7 @@ from typing import Any
 
 import redis
 from celery import chain
+from celery.exceptions import Reject
 
 from worker import cancellation
 from worker.app import app
@@ -41,6 +42,14 @@ def vanish() -> None:
 @app.task(name="probe.own_redis")
 def own_redis() -> None:
     raise redis.ConnectionError("a Redis that only this task uses is away")
+
+
+@app.task(name="probe.reject")
+def reject(requeue: bool) -> str:
+    """Reject the first delivery."""
+    if marks().rpush("probe:ran", "reject") == 1:
+        raise Reject("not by this worker", requeue=requeue)
+    return "ran"
 
 
 @app.task(name="probe.hunger")

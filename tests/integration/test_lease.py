@@ -130,6 +130,7 @@ def test_a_process_that_is_new_judges_nobody_until_others_could_renew(broker: Br
     clock.now += 0.1 * own.renew_every_s
     eventually(lambda: state(left) == "queued")
     assert Job(left.id).record()["orphaned"] == "1"
+    renewed(broker, own, 2)  # who judges others renews its own all the same
 
 
 def test_a_process_that_was_cut_off_judges_nobody_for_a_lease(broker: Broker, own: Lease, clock: Clock) -> None:
@@ -143,6 +144,15 @@ def test_a_process_that_was_cut_off_judges_nobody_for_a_lease(broker: Broker, ow
     assert state(left) == "started"
     clock.now += 0.2 * own.duration_s
     eventually(lambda: state(left) == "queued")
+
+
+def test_dead_letters_past_their_retention_are_purged(broker: Broker, own: Lease) -> None:
+    old, new = taken(broker, own.owner), taken(broker, own.owner)
+    for each in (old, new):
+        broker.bury(each, "failed", "a fault")
+    broker.redis.zadd(broker.keys.dead(), {old.id: 1})
+    own.keep(["chat"])
+    eventually(lambda: broker.redis.zrange(broker.keys.dead(), 0, -1) == [new.id.encode()])
 
 
 def test_a_settle_that_finds_redis_away_is_repeated(broker: Broker, line: Line) -> None:

@@ -167,3 +167,17 @@ def test_a_tasks_own_redis_error_is_not_taken_for_the_brokers(workers: Workers, 
     eventually(lambda: job.status == "FAILURE")  # it would wait for a Redis that is there, again and again
     assert "only this task uses" in job.record()["error"]
     assert counter(broker, "chat", "retries") == 0
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_a_rejected_job_is_dead_and_a_requeued_one_runs_again(workers: Workers, broker: Broker, pool: str) -> None:
+    workers.probes(pool)
+    dead = Job(probes.reject.apply_async((False,)).id)
+    eventually(lambda: dead.record()["state"] == "dead")
+    assert dead.record()["reason"] == "rejected"
+    broker.redis.delete("probe:ran")
+    again = probes.reject.apply_async((True,))
+    assert again.get(timeout=60) == "ran"
+    eventually(lambda: Job(again.id).record()["state"] == "succeeded")
+    assert Job(again.id).record()["delivery"] == "2"
+    assert "attempts" not in Job(again.id).record()

@@ -102,6 +102,20 @@ def test_a_lane_that_recycles_stays_ended_when_it_is_asked_to_stop(workers: Work
     assert worker.said().count(" ready.") == 1
 
 
+def test_a_lane_that_recycles_over_a_hung_job_stays_ended_when_it_is_asked_to_stop(
+    workers: Workers, broker: Broker
+) -> None:
+    worker = workers.run([sys.executable, "-c", LANE], FOREBAY_CHAT_MAX_TASKS_PER_WORKER="1", FOREBAY_CHAT_DRAIN_S="5")
+    hung = send(probes.hold, "hung")
+    eventually(lambda: held(broker))
+    send(probes.mark, "the limit")
+    eventually(lambda: "recycling: " in worker.said())
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.process.wait(timeout=45) == 0
+    assert hung.record()["state"] == "queued"
+    assert "attempts" not in hung.record()
+
+
 def test_a_lane_recycles_in_place_and_finishes_what_runs(workers: Workers, broker: Broker) -> None:
     worker = workers.run([sys.executable, "-c", LANE], FOREBAY_CHAT_MAX_TASKS_PER_WORKER="1")
     job = send(probes.hold, "drains")

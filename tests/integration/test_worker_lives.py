@@ -162,6 +162,23 @@ def test_what_has_not_started_goes_back_at_once_when_its_worker_stops(
     assert "attempts" not in waits.record()
 
 
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_a_cold_shutdown_waits_for_no_job_and_gives_back_what_runs(workers: Workers, broker: Broker, pool: str) -> None:
+    worker = workers.probes(pool, FOREBAY_CHAT_DRAIN_S="1")
+    job = send(probes.hold, "cold")
+    eventually(lambda: held(broker))
+    worker.process.send_signal(signal.SIGQUIT)
+    worker.process.wait(timeout=45)
+    record = job.record()
+    assert record["state"] == "queued"
+    assert "attempts" not in record
+    assert "orphaned" not in record
+    assert (counter(broker, "dead"), counter(broker, "cancelled"), counter(broker, "rescued")) == (0, 0, 0)
+    workers.probes(pool)
+    broker.redis.rpush("probe:go:cold", *["go"] * 3)  # who ended may still be waited for
+    eventually(lambda: job.status == "SUCCESS")
+
+
 def test_a_hung_job_is_taken_from_its_pool_child_and_the_child_is_ended(workers: Workers, broker: Broker) -> None:
     worker = workers.probes("prefork", 1, FOREBAY_CHAT_TIME_LIMIT_S="0.5", FOREBAY_CHAT_WEDGED_AFTER_S="1")
     job = send(probes.hold, "hung")

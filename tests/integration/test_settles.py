@@ -115,6 +115,26 @@ def test_a_batch_that_ends_while_redis_is_away_settles_later(
 
 
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_a_stale_copy_in_the_pools_queue_is_not_run(
+    machine: stack.Started, workers: Workers, broker: Broker, line: Line, pool: str
+) -> None:
+    workers.probes(pool, 1, CELERY_WORKER_PREFETCH_MULTIPLIER="4", **apart(machine, line))
+    runs = Job(probes.hold.apply_async(("runs",)).id)
+    eventually(lambda: broker.redis.llen("probe:holding") == 1)
+    waits = Job(probes.mark.apply_async(("waits",)).id)
+    eventually(lambda: waits.record()["state"] == "leased")
+    line.cut()
+    line.mend()
+    eventually(lambda: (waits.record()["delivery"], waits.record()["state"]) == ("2", "leased"))  # given back, fetched
+    broker.redis.rpush("probe:go:runs", "go")
+    eventually(lambda: {runs.status, waits.status} == {"SUCCESS"})
+    last = Job(probes.mark.apply_async(("last",)).id)
+    eventually(lambda: last.status == "SUCCESS")
+    assert ran(broker) == ["runs", "waits", "last"]
+    assert runs.record()["delivery"] == "1"
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
 def test_the_late_end_of_a_batch_changes_nothing(workers: Workers, broker: Broker, pool: str) -> None:
     jobs = send_batch(link=probes.mark.si("linked"))
     stopped = batching(workers, pool)

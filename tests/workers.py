@@ -47,9 +47,9 @@ class Workers:
         """Start a lane's worker as ``./forebay worker LANE`` does, with more variables; wait until ready."""
         return self.run([sys.executable, "-m", "cli", "worker", lane], **settings)
 
-    def probes(self, pool: str, concurrency: int = 2, **settings: str) -> Worker:
-        """Start a worker of the chat queue as any Celery user does, for the tasks of `tests.integration.probes`."""
-        command = f"-m celery -A tests.integration.probes:app worker -Q chat -c {concurrency} --pool {pool}"
+    def probes(self, pool: str, concurrency: int = 2, queues: str = "chat", **settings: str) -> Worker:
+        """Start a worker as any Celery user does, of the chat queue, for the tasks of `tests.integration.probes`."""
+        command = f"-m celery -A tests.integration.probes:app worker -Q {queues} -c {concurrency} --pool {pool}"
         return self.run([sys.executable, *command.split()], **settings)
 
     def run(self, command: list[str], **settings: str) -> Worker:

@@ -31,8 +31,11 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]
     """
 
     def stop(self) -> None:
+        """Stop fetching, and give back at once what has not started: the channel closes only behind the last run."""
         draining.begin()  # a remote shutdown sends no signal
         super().stop()
+        if self.task_consumer:
+            self.task_consumer.channel.qos.restore_unacked()
 
     def shutdown(self) -> None:
         self._flush_events()

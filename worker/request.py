@@ -92,6 +92,11 @@ class Request(request.Request):  # type: ignore[misc]
         elif not cancellation.cancel(self.id):  # it has yet to start, and will not
             self._message.channel.lease.broker.cancel(self.id)
 
+    def cancel(self, pool: BasePool, signal: Any = None, emit_retry: bool = True) -> None:
+        """Give the job back for a cold shutdown, and kill its pool child: a child that runs a job heeds no SIGTERM."""
+        self.give_back()
+        super().cancel(pool, signal or "KILL", emit_retry)
+
     # What Celery says of the end.
 
     def on_timeout(self, soft: bool, timeout: float) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import redis
 from celery import chain
+from celery.exceptions import Reject
 
 from worker import cancellation
 from worker.app import app
@@ -36,6 +37,19 @@ def leave() -> None:
 @app.task(name="probe.vanish")
 def vanish() -> None:
     os._exit(3)
+
+
+@app.task(name="probe.own_redis")
+def own_redis() -> None:
+    raise redis.ConnectionError("a Redis that only this task uses is away")
+
+
+@app.task(name="probe.reject")
+def reject(requeue: bool) -> str:
+    """Reject the first delivery."""
+    if marks().rpush("probe:ran", "reject") == 1:
+        raise Reject("not by this worker", requeue=requeue)
+    return "ran"
 
 
 @app.task(name="probe.hunger")
@@ -87,7 +101,9 @@ def replace_by_chain(self: Any) -> None:
 
 
 def marks() -> "redis.Redis":
-    return redis.Redis.from_url(os.environ["CELERY_BROKER_URL"], socket_timeout=None)
+    """Return the Redis of the test's marks: the broker's, by a way of its own where the test cuts the worker's."""
+    url = os.environ.get("PROBE_REDIS_URL") or os.environ["CELERY_BROKER_URL"]
+    return redis.Redis.from_url(url, socket_timeout=None)
 
 
 class Forgetful(Job):
@@ -97,6 +113,20 @@ class Forgetful(Job):
 
     def abandoned(self, *args: Any, **kwargs: Any) -> None:
         raise ValueError("nothing can be kept")
+
+
+class Breaking(Job):
+    """A task whose error meets Celery's own code, behind the run: Celery's tracer lets a MemoryError pass."""
+
+    abstract = True
+
+    def after_return(self, *args: Any, **kwargs: Any) -> None:
+        raise MemoryError("behind the run")
+
+
+@app.task(name="probe.breaking", base=Breaking)
+def breaking(name: str) -> None:
+    marks().rpush("probe:ran", name)
 
 
 @app.task(name="probe.forgetful", base=Forgetful)

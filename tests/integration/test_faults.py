@@ -1,6 +1,7 @@
 """Kill workers, cut connections, restart the broker: every accepted job still ends, and its effect is there once."""
 
 import random
+import signal
 
 from sqlalchemy import text
 
@@ -75,21 +76,35 @@ def test_cut_connections_start_no_job_twice(workers: Workers, broker: Broker) ->
 
 
 def test_a_worker_that_is_asked_to_stop_gives_back_what_has_not_started(workers: Workers, broker: Broker) -> None:
-    jobs = enqueue.many([Embedding(text=f"text {number}") for number in range(300)])
-    worker = workers.start("embedding")
-    eventually(lambda: completed(broker, "embedding") > 0)
-    assert worker.terminate() == 0
-    assert broker.redis.zcard(broker.keys.leased("embedding")) == 0
-    assert {job.status for job in jobs} <= {"SUCCESS", "QUEUED"}
-    assert broker.redis.hget(broker.keys.stats("embedding"), "rescued") is None
-    workers.start("embedding")
-    eventually(lambda: {job.status for job in jobs} == {"SUCCESS"}, timeout_s=60)
+    one_by_one = {"FOREBAY_BULK_INSERT_BATCH_MAX_JOBS": "1", "FOREBAY_BULK_INSERT_CONCURRENCY": "1"}
+    worker = workers.start("bulk_insert", **one_by_one)
+    with transaction() as session:
+        session.execute(text("LOCK TABLE unicode_characters IN EXCLUSIVE MODE"))
+        jobs = [
+            enqueue.bulk_insert("unicode_characters", [[number, "row"]], columns=["codepoint", "name"]).jobs[0]
+            for number in range(3)
+        ]
+        eventually(lambda: [job.record()["state"] for job in jobs] == ["started", "leased", "queued"])
+        worker.process.send_signal(signal.SIGTERM)
+        eventually(lambda: [job.record()["state"] for job in jobs] == ["started", "queued", "queued"])
+    assert worker.process.wait(timeout=60) == 0
+    assert [job.status for job in jobs] == ["SUCCESS", "QUEUED", "QUEUED"]
+    assert rows("unicode_characters") == 1
+    assert broker.redis.zcard(broker.keys.leased("bulk_insert")) == 0
+    workers.start("bulk_insert")
+    eventually(lambda: {job.status for job in jobs} == {"SUCCESS"})
+    assert [job.record()["delivery"] for job in jobs] == ["1", "2", "1"]
+    assert "attempts" not in jobs[1].record()
+    assert broker.redis.hget(broker.keys.stats("bulk_insert"), "rescued") is None
 
 
 def test_a_lane_on_threads_recycles_in_place_and_loses_nothing(workers: Workers, broker: Broker) -> None:
     jobs = enqueue.many([Embedding(text=f"text {number}") for number in range(400)])
     worker = workers.start("embedding", FOREBAY_EMBEDDING_MAX_TASKS_PER_WORKER="100")
     eventually(lambda: {job.status for job in jobs} == {"SUCCESS"}, timeout_s=90)
-    assert worker.process.poll() is None
+    eventually(lambda: worker.said().count(" ready.") >= 2)  # the recycler looks once a second
     assert "recycling: " in worker.said()
-    assert worker.said().count(" ready.") >= 2
+    assert worker.process.poll() is None
+    assert completed(broker, "embedding") == len(jobs)
+    assert broker.redis.hget(broker.keys.stats("embedding"), "rescued") is None
+    assert enqueue.embedding("for the next").result(60)["dimensions"] == 384

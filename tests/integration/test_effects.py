@@ -15,7 +15,7 @@ from db.changes import Change
 from db.engine import transaction
 from dev import stack
 from dev.faulty_provider import FaultyProvider
-from tasks import BulkInsert, Embedding, enqueue, llm
+from tasks import BulkInsert, Embedding, enqueue
 from tasks.enqueue import Options
 from tasks.payloads import check
 from tests.eventually import eventually
@@ -24,20 +24,14 @@ from tests.integration.test_jobs import run_again, scalar
 from tests.integration.test_records import submission
 from tests.integration.test_transport import Cutter
 from tests.workers import Workers
-from worker import gates
 from worker.broker import Broker, connect
 from worker.errors import QueueFull
-from worker.gate_policy import Bucket, Gate
-from worker.gates import Meter
-from worker.policy import load as load_policy
-from worker.queue_policy import Fallback
 from worker.transport import Transport
 
 TABLE = "unicode_characters"
 COLUMNS = ("codepoint", "name")
 COUNT = "SELECT count(*) FROM unicode_characters"
-HELLO = [{"role": "user", "content": "hello"}]
-FIRST, SECOND = "a-model", "a-second-model"
+FIRST = "a-model"
 
 
 # Refused rows and their receipt.
@@ -150,82 +144,6 @@ def test_a_lost_reply_leaves_a_plain_celery_producer_one_job_and_no_error(broker
     assert broker.redis.hget(broker.keys.job(sent.id), "state") == b"queued"
     assert broker.redis.llen("chat") == 1
     assert broker.redis.hget(broker.keys.stats("chat"), "submitted") == b"1"
-
-
-# The gate of one account and the calls of another.
-
-
-@pytest.fixture
-def gated(broker: Broker, faulty: FaultyProvider, monkeypatch: pytest.MonkeyPatch) -> Meter:
-    """Give the meter of a run behind a gate that holds 10 calls and 1000 tokens and hardly fills."""
-    gate = Gate(requests=Bucket(rate=0.001, burst=10), tokens=Bucket(rate=0.001, burst=1000))
-    policy = load_policy().model_copy(update={"gates": {"g": gate, "provider": Gate()}})
-    monkeypatch.setattr(gates, "load_policy", lambda: policy)
-    monkeypatch.setenv("OPENAI_BASE_URL", faulty.base_url)
-    monkeypatch.setenv("OPENAI_API_KEY", "the first key")
-    monkeypatch.setenv("OPENAI_CHAT_MODEL", FIRST)
-    monkeypatch.setenv("OTHER_URL", faulty.base_url)
-    monkeypatch.setenv("OTHER_KEY", "another key")
-    faulty.fault("unknown_model", model=FIRST)  # it is not asked again, and not charged
-    return Meter(broker, load_policy().queue("chat").model_copy(update={"gate": "g"}), 0, None)
-
-
-def of_gate(broker: Broker) -> dict[str, str]:
-    return {name.decode(): value.decode() for name, value in broker.redis.hgetall(broker.keys.gate("g")).items()}
-
-
-def levels(broker: Broker) -> tuple[float, float]:
-    gate = of_gate(broker)
-    return float(gate["calls"]), float(gate["cost"])
-
-
-def ask(meter: Meter, **provider: str) -> llm.Completion:
-    fallback = Fallback(model=SECOND, **provider)
-    return llm.chat(HELLO, timeout_s=60, max_tokens=50, meter=meter, fallbacks=[fallback])
-
-
-OTHER = {"base_url_env": "OTHER_URL", "api_key_env": "OTHER_KEY"}
-#: The same address with another key, and another address with the same key: each is another account.
-OTHERS = [OTHER, {"api_key_env": "OTHER_KEY"}, {"base_url_env": "OTHER_URL"}]
-
-
-@pytest.mark.parametrize("provider", OTHERS)
-def test_another_account_s_answer_takes_no_permit_and_settles_nothing(
-    broker: Broker, faulty: FaultyProvider, gated: Meter, monkeypatch: pytest.MonkeyPatch, provider: dict[str, str]
-) -> None:
-    monkeypatch.setenv("OTHER_URL", other_address(faulty, provider))
-    assert ask(gated, **provider).model == SECOND
-    assert [each.status for each in faulty.log()] == [404, 200]
-    assert levels(broker) == pytest.approx((9, 1000), abs=0.1), "the first account's call, refused, cost no tokens"
-
-
-@pytest.mark.parametrize("provider", OTHERS)
-def test_another_account_s_refusal_does_not_shut_the_gate(
-    broker: Broker, faulty: FaultyProvider, gated: Meter, monkeypatch: pytest.MonkeyPatch, provider: dict[str, str]
-) -> None:
-    monkeypatch.setenv("OTHER_URL", other_address(faulty, provider))
-    faulty.fault("rate_limit", model=SECOND, retry_after="30")
-    with pytest.raises(llm.ProviderBusy):
-        ask(gated, **provider)
-    assert [each.status for each in faulty.log()] == [404, 429]
-    assert "shut_until" not in of_gate(broker)
-    assert levels(broker) == pytest.approx((9, 1000), abs=0.1)
-
-
-def other_address(faulty: FaultyProvider, provider: dict[str, str]) -> str:
-    """Name the same provider by another address, unless the key alone makes the difference."""
-    return faulty.base_url if "api_key_env" in provider else faulty.base_url.replace("127.0.0.1", "localhost")
-
-
-def test_a_fallback_on_the_same_account_goes_through_its_gate(
-    broker: Broker, faulty: FaultyProvider, gated: Meter
-) -> None:
-    answer = ask(gated)
-    assert levels(broker) == pytest.approx((8, 1000 - answer.total_tokens), abs=0.1)
-    faulty.fault("rate_limit", model=SECOND, retry_after="30")
-    with pytest.raises(llm.ProviderBusy):
-        ask(gated)
-    assert float(of_gate(broker)["shut_until"]) > broker.redis.time()[0]
 
 
 # What was sent on in an earlier run.

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -21,6 +20,7 @@ from typing import Any
 import pytest
 
 from cache.errors import CacheError, GivenUp
+from cache.memory import Memory
 from cache.settings import Settings
 from cache.store import Cache
 from dev import stack
@@ -112,15 +112,26 @@ def test_what_was_computed_is_found_in_memory_and_in_redis(cache: Cache, other: 
     assert (found["redis_entries"], found["redis_bytes"]) == (1, broker.redis.strlen(key))
 
 
-def test_a_value_s_time_is_over_in_both_tiers(make_cache: Make) -> None:
-    make, cache = Maker(), make_cache(ttl_s={KIND: 0.05})
-    key = cache.key(KIND, "who", "what")
+def test_a_value_is_found_until_its_time_is_over_in_both_tiers(make_cache: Make, broker: Broker) -> None:
+    now = [1000.0]
+    cache, other = make_cache(), make_cache()
+    process = cache._process()
+    process.tiers = process.tiers._replace(memory=Memory(10, 10_000, lambda: now[0]))
+    make, key = Maker(), cache.key(KIND, "who", "what")
 
-    def computed_again() -> bool:
-        cache.fetch(KIND, key, make.one(key))
-        return len(make.asked) == 2
+    def how(of: Cache) -> str:
+        return of.fetch(KIND, key, make.one(key)).how
 
-    eventually(computed_again)
+    assert how(cache) == "misses"
+    now[0] += 99.9
+    assert how(cache) == "hits_memory"
+    now[0] += 0.1
+    assert how(cache) == "hits_redis"
+    assert 0 < broker.redis.pttl(key) <= 100_000
+    broker.redis.pexpire(key, 0)  # as if its time had passed
+    now[0] += 100
+    assert [how(cache), how(other)] == ["misses", "hits_redis"]
+    assert len(make.asked) == 2
 
 
 def test_what_is_too_large_is_kept_nowhere(make_cache: Make) -> None:
@@ -168,8 +179,13 @@ def test_a_leader_outlives_its_lease(cache: Cache, other: Cache, pool: ThreadPoo
     first = pool.submit(cache.fetch, KIND, "k", make.one("k"))
     eventually(lambda: make.asked)
     second = pool.submit(other.fetch, KIND, "k", make.one("k"))
-    until = time.monotonic() + 1.5  # more than a lease
-    eventually(lambda: time.monotonic() > until)
+    began = broker.redis.time()[0]
+
+    def held_for_longer_than_a_lease() -> bool:
+        assert broker.redis.exists("k:flight"), "it was not renewed"
+        return bool(broker.redis.time()[0] - began > 2)
+
+    eventually(held_for_longer_than_a_lease)
     make.may.set()
     assert first.result(30).value == second.result(30).value
     assert len(make.asked) == 1

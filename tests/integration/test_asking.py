@@ -55,7 +55,7 @@ def test_a_silent_model_leaves_half_of_the_time_to_the_next(first: str, faulty: 
 
 
 def test_what_a_moment_may_heal_is_tried_three_times_and_then_the_breaker_is_open(
-    first: str, faulty: FaultyProvider, broker: Broker
+    first: str, faulty: FaultyProvider, broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
     faulty.fault("server_error", model=FIRST)
     ours = Breakers(broker, POLICY)
@@ -63,10 +63,13 @@ def test_what_a_moment_may_heal_is_tried_three_times_and_then_the_breaker_is_ope
     assert models(faulty) == [FIRST] * 3 + [SECOND]
     (seen,) = breakers(broker)
     assert (seen.name, seen.state) == (first, "open")
+    assert caplog.text.count("Retrying") == 2
+    caplog.clear()
     with pytest.raises(llm.BreakerOpen) as refused:
         llm.chat(HELLO, timeout_s=60, breakers=ours)
     assert 400 < (refused.value.retry_after_s or 0) <= POLICY.open_s
     assert len(faulty.log()) == 4, "the open breaker lets no call through"
+    assert "Retrying" not in caplog.text, "nobody waits in a slot for a breaker"
 
 
 @pytest.mark.parametrize("fault", ["invalid_input", "unknown_model", "rate_limit", "unauthorized"])

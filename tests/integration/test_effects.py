@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from kombu import Connection
 from sqlalchemy import text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 import celeryconfig
 from db import changes, conversations, receipts
@@ -15,7 +15,7 @@ from db.changes import Change
 from db.engine import transaction
 from dev import stack
 from dev.faulty_provider import FaultyProvider
-from tasks import BulkInsert, Embedding, enqueue
+from tasks import BulkInsert, Embedding, enqueue, fault
 from tasks.enqueue import Options
 from tasks.payloads import check
 from tests.eventually import eventually
@@ -26,6 +26,7 @@ from tests.integration.test_transport import Cutter
 from tests.workers import Workers
 from worker.broker import Broker, connect
 from worker.errors import QueueFull
+from worker.outcome import Fault
 from worker.transport import Transport
 
 TABLE = "unicode_characters"
@@ -73,6 +74,16 @@ def test_refused_rows_their_receipt_and_the_good_rows_commit_together(cut_off: N
     assert ([each.line for each in second.rejected], second.repeated, scalar(COUNT)) == ([2], False, 2)
     third = changes.apply(change, rows, "a-job")
     assert (third.rejected, third.repeated, scalar(COUNT)) == (second.rejected, True, 2)
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [("40P01", Fault.PASSING), ("40001", Fault.PASSING), ("57P03", Fault.AWAY), ("23505", Fault.FATAL)],
+)
+def test_what_the_server_refuses_says_whether_to_try_again(database: None, state: str, said: Fault) -> None:
+    with pytest.raises(DBAPIError) as raised, transaction() as session:
+        session.execute(text(f"DO $$ BEGIN RAISE EXCEPTION 'refused' USING ERRCODE = '{state}'; END $$"))
+    assert fault.of(raised.value) is said
 
 
 # A second run calls nobody.

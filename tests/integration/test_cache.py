@@ -3,6 +3,7 @@
 Two caches in one process are to each other as two processes: they share nothing but Redis.
 """
 
+import json
 import logging
 import os
 import signal
@@ -19,7 +20,8 @@ from typing import Any
 
 import pytest
 
-from cache.errors import CacheError, GivenUp
+from cache import keys
+from cache.errors import Away, CacheError, GivenUp
 from cache.memory import Memory
 from cache.settings import Settings
 from cache.store import Cache
@@ -311,17 +313,19 @@ def test_two_batches_that_each_have_what_the_other_needs(cache: Cache, other: Ca
 def test_after_its_bound_a_batch_computes_for_itself(cache: Cache, other: Cache, pool: ThreadPoolExecutor) -> None:
     stuck, make = Maker(), Maker()
     stuck.may.clear()
-    pool.submit(cache.fetch_many, KIND, ["a"], stuck)
+    leader = pool.submit(cache.fetch_many, KIND, ["a"], stuck)
     eventually(lambda: stuck.asked)
     for each in (cache, other):
         found = each.fetch_many(KIND, ["a", "b"], make, wait_s=0.1)
         assert [one.value for one in found] == ["value of a", "value of b"]
+    assert not leader.done(), "they waited for the leader's end"
     stuck.may.set()
 
 
-def test_a_batch_that_fails_gives_back_all_that_it_claimed(cache: Cache, other: Cache) -> None:
+def test_a_batch_that_fails_gives_back_all_that_it_claimed(cache: Cache, other: Cache, broker: Broker) -> None:
     with pytest.raises(RuntimeError):
         cache.fetch_many(KIND, ["a", "b"], Maker(fails=RuntimeError("away")))
+    assert not broker.redis.exists("a:flight", "b:flight")
     for each in (cache, other):
         assert each.fetch_many(KIND, ["b", "a"], Maker(), wait_s=0)
 
@@ -349,6 +353,41 @@ def test_what_is_on_its_way_when_cleared_is_not_kept(cache: Cache, other: Cache,
     assert asked.result(30).value == f"value of {key}"
     for each in (cache, other):
         assert each.get_many(KIND, [key]) == [None]
+
+
+def test_only_who_holds_a_flight_in_this_generation_lands_its_value(cache: Cache, broker: Broker) -> None:
+    remote = cache.remote()
+    assert remote.claim(KIND, ["k"], "first").mine == ["k"]
+    broker.redis.delete("k:flight")  # as if its lease had ended
+    assert remote.claim(KIND, ["k"], "second").mine == ["k"]
+    assert remote.land(KIND, "first", "", {"k": b"1"}, 100) == 0
+    assert (broker.redis.get("k"), broker.redis.get("k:flight")) == (None, b"second")
+    assert remote.land(KIND, "second", "", {"k": b"2"}, 100) == 1
+    assert remote.claim(KIND, ["other"], "third").generation == ""
+    remote.begin(KIND, "the next")
+    assert remote.land(KIND, "third", "", {"other": b"3"}, 100) == 0
+    assert not broker.redis.exists("other", "other:flight")
+
+
+def test_counts_wait_for_a_redis_that_is_away(make_cache: Make) -> None:
+    cache = make_cache(tick_s=600)
+    memory, remote, _, tally = cache._process().tiers
+    cache.fetch(KIND, "k", lambda: 1)
+    remote._fail(ConnectionError("cut"))
+    with pytest.raises(Away):
+        tally.flush(remote, memory)
+    remote.probe()
+    assert counts(cache)["misses"] == 1
+
+
+def test_a_process_that_is_silent_is_not_counted(make_cache: Make, broker: Broker) -> None:
+    cache = make_cache(tick_s=600)
+    cache.flush()
+    name = keys.memories()
+    broker.redis.hset(name, "gone:1", json.dumps([broker.redis.time()[0] - 60, 7, 7]))
+    report = cache.report({})
+    assert (report.processes, report.memory_entries) == (1, 0)
+    assert not broker.redis.hexists(name, "gone:1")
 
 
 def test_many_keys_are_cleared_in_steps(cache: Cache, broker: Broker) -> None:

@@ -48,13 +48,6 @@ def test_what_another_model_may_answer_is_asked_of_the_next_at_once(
     assert models(faulty) == [FIRST, SECOND]
 
 
-@pytest.mark.parametrize("status", [408, 409, 500, 529])
-def test_a_status_that_may_pass_is_no_refusal(first: str, faulty: FaultyProvider, status: int) -> None:
-    faulty.fault("server_error", status=status)
-    with pytest.raises(llm.ProviderAway, match=f"status {status}"):
-        llm.chat(HELLO, timeout_s=1)  # less than the pause before a second try
-
-
 def test_a_silent_model_leaves_half_of_the_time_to_the_next(first: str, faulty: FaultyProvider) -> None:
     faulty.fault("hang", model=FIRST)
     assert llm.chat(HELLO, timeout_s=6, fallbacks=FALLBACKS).model == SECOND

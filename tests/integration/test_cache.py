@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from cache import keys
+from cache import keys, versions
 from cache.errors import Away, CacheError, GivenUp
 from cache.memory import Memory
 from cache.settings import Settings
@@ -315,7 +315,7 @@ def test_after_its_bound_a_batch_computes_for_itself(cache: Cache, other: Cache,
     stuck.may.clear()
     leader = pool.submit(cache.fetch_many, KIND, ["a"], stuck)
     eventually(lambda: stuck.asked)
-    for each in (cache, other):
+    for each in (other, cache):  # the first of them writes what it computed
         found = each.fetch_many(KIND, ["a", "b"], make, wait_s=0.1)
         assert [one.value for one in found] == ["value of a", "value of b"]
     assert not leader.done(), "they waited for the leader's end"
@@ -367,6 +367,20 @@ def test_only_who_holds_a_flight_in_this_generation_lands_its_value(cache: Cache
     remote.begin(KIND, "the next")
     assert remote.land(KIND, "third", "", {"other": b"3"}, 100) == 0
     assert not broker.redis.exists("other", "other:flight")
+
+
+def test_a_version_whose_end_redis_has_not_heard_is_not_read(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "AGAIN_S", 600.0)
+    remote, known = cache.remote(), versions.Versions(cache.remote, 0)
+    before = known.read(["a table"])
+    remote._fail(ConnectionError("cut"))
+    known.end(["a table"])
+    remote.probe()  # it is back, and has yet to be told
+    with pytest.raises(Away, match="a table is still to be told"):
+        known.read(["a table"])
+    known.end([])  # an older debt goes with the next end
+    assert known.owed == ["a table"], "only who owes it says that it is paid"
+    assert versions.Versions(cache.remote, 0).read(["a table"]) != before
 
 
 def test_counts_wait_for_a_redis_that_is_away(make_cache: Make) -> None:

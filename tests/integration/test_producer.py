@@ -162,6 +162,21 @@ def test_a_large_input_becomes_one_group_of_jobs(broker: Broker) -> None:
     assert [job.id for job in again.jobs] == [job.id for job in group.jobs]
 
 
+def test_a_group_shows_failures_first_and_is_cancelled_whole(broker: Broker) -> None:
+    per_job = load_policy().queue("bulk_insert").rows_per_job or 0
+    group = enqueue.bulk_insert("unicode_characters", [{"codepoint": number} for number in range(3 * per_job)])
+    done, failed, _ = broker.fetch("a worker", 60, ["bulk_insert"], 3)
+    broker.start(done.delivery)
+    assert (group.status, group.progress()) == ("STARTED", {"STARTED": 1, "QUEUED": 2})
+    broker.done(done.delivery)
+    assert group.status == "QUEUED"
+    assert not group.cancel(), "one had ended"
+    assert group.progress() == {"SUCCESS": 1, "REVOKED": 2}
+    assert group.status == "REVOKED"
+    broker.bury(failed.delivery, "failed", "ValueError: no")
+    assert group.status == "FAILURE"
+
+
 def test_synchronous_processing_runs_the_job_in_the_caller(
     broker: Broker, database: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

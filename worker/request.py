@@ -64,6 +64,10 @@ class Request(request.Request):  # type: ignore[misc]
         """What a gate charged for this delivery: see `worker.gates.Charge`."""
         return str((self._message.delivery_info or {}).get("charge", ""))
 
+    def info(self, safe: bool = True) -> Any:
+        """Return what remote control says of the job, and Flower's page of a worker: never what it carries."""
+        return super().info(safe=True)
+
     # Running.
 
     def ended(self, future: "Future[Any]") -> None:

@@ -95,6 +95,25 @@ def listen(self: Any) -> None:
     raise ConnectionError("what the job waited for was closed")
 
 
+@app.task(name="probe.confide", bind=True)
+def confide(self: Any, way: str, text: str, word: str) -> int:
+    """Take what nobody is to see; return, fail, or go on as another run or task, and say none of it."""
+    if way == "fail":
+        raise ValueError("this way always fails")
+    if way == "retry" and not self.request.retries:
+        raise self.retry(countdown=0.1)
+    if way == "replace":
+        raise self.replace(confide.s("return", text, word=word))
+    return len(text) + len(word)
+
+
+@app.task(name="probe.confide_and_hold")
+def confide_and_hold(text: str, name: str, word: str) -> int:
+    """Take what nobody is to see, and wait until the test lets it go on."""
+    hold(name)
+    return len(text) + len(word)
+
+
 @app.task(name="probe.replace_by_chain", bind=True)
 def replace_by_chain(self: Any) -> None:
     raise self.replace(chain(add.s(1, 2), add.s(3)))

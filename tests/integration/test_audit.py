@@ -131,6 +131,15 @@ def test_a_healthy_broker_is_clean_and_adds_up(broker: Broker) -> None:
     assert report.states == {**once, "queued": 2}
 
 
+def test_a_dead_letter_may_outstay_its_retention_by_an_hour(broker: Broker) -> None:
+    fill(broker)
+    over = broker.redis.time()[0] - load_policy().retention.dead_s
+    for late_s, found in ((3000, set()), (4000, {("overdue", "forebay:dead")})):
+        broker.redis.zadd("forebay:dead", {"dead": over - late_s})
+        assert {(finding.fault, finding.key) for finding in look(broker).findings} == found
+    broker.redis.flushall()
+
+
 @pytest.mark.parametrize("what", FAULTS)
 def test_what_is_broken_by_hand_is_found_and_its_remedy_mends_it(broker: Broker, what: str) -> None:
     fill(broker)

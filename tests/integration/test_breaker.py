@@ -160,8 +160,29 @@ def test_an_answer_between_failures_starts_the_count_anew(broker: Broker) -> Non
     ours.ask(NAME, PROBE_S)
 
 
-def test_calls_go_while_redis_is_away() -> None:
+def test_an_answer_while_nothing_failed_costs_no_command(broker: Broker) -> None:
+    ours = Breakers(broker, POLICY)
+
+    def scripts() -> int:
+        return int(broker.redis.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"])
+
+    ticket = ours.ask(NAME, PROBE_S)
+    before = scripts()
+    ours.tell(ticket, "answered")
+    assert scripts() == before
+    failing(broker, 1)
+    ticket = ours.ask(NAME, PROBE_S)
+    before = scripts()
+    ours.tell(ticket, "answered")
+    assert scripts() == before + 1
+    assert breakers(broker) == []
+
+
+def test_calls_go_while_redis_is_away(caplog: pytest.LogCaptureFixture) -> None:
     away = Broker(redis.Redis(port=1, retry=None))
     ours = Breakers(away, POLICY)
     for _ in range(POLICY.failures + 1):
-        ours.tell(ours.ask(NAME, PROBE_S), "failed")
+        ticket = ours.ask(NAME, PROBE_S)
+        assert ticket == Ticket(NAME), "leave for one call, which is no probe"
+        ours.tell(ticket, "failed")
+    assert caplog.text.count("a call goes without asking the breaker") == POLICY.failures + 1

@@ -3,6 +3,7 @@
 Two caches in one process are to each other as two processes: they share nothing but Redis.
 """
 
+import json
 import logging
 import os
 import signal
@@ -10,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -20,7 +20,9 @@ from typing import Any
 
 import pytest
 
-from cache.errors import CacheError, GivenUp
+from cache import keys, versions
+from cache.errors import Away, CacheError, GivenUp
+from cache.memory import Memory
 from cache.settings import Settings
 from cache.store import Cache
 from dev import stack
@@ -112,15 +114,26 @@ def test_what_was_computed_is_found_in_memory_and_in_redis(cache: Cache, other: 
     assert (found["redis_entries"], found["redis_bytes"]) == (1, broker.redis.strlen(key))
 
 
-def test_a_value_s_time_is_over_in_both_tiers(make_cache: Make) -> None:
-    make, cache = Maker(), make_cache(ttl_s={KIND: 0.05})
-    key = cache.key(KIND, "who", "what")
+def test_a_value_is_found_until_its_time_is_over_in_both_tiers(make_cache: Make, broker: Broker) -> None:
+    now = [1000.0]
+    cache, other = make_cache(), make_cache()
+    process = cache._process()
+    process.tiers = process.tiers._replace(memory=Memory(10, 10_000, lambda: now[0]))
+    make, key = Maker(), cache.key(KIND, "who", "what")
 
-    def computed_again() -> bool:
-        cache.fetch(KIND, key, make.one(key))
-        return len(make.asked) == 2
+    def how(of: Cache) -> str:
+        return of.fetch(KIND, key, make.one(key)).how
 
-    eventually(computed_again)
+    assert how(cache) == "misses"
+    now[0] += 99.9
+    assert how(cache) == "hits_memory"
+    now[0] += 0.1
+    assert how(cache) == "hits_redis"
+    assert 0 < broker.redis.pttl(key) <= 100_000
+    broker.redis.pexpire(key, 0)  # as if its time had passed
+    now[0] += 100
+    assert [how(cache), how(other)] == ["misses", "hits_redis"]
+    assert len(make.asked) == 2
 
 
 def test_what_is_too_large_is_kept_nowhere(make_cache: Make) -> None:
@@ -168,8 +181,13 @@ def test_a_leader_outlives_its_lease(cache: Cache, other: Cache, pool: ThreadPoo
     first = pool.submit(cache.fetch, KIND, "k", make.one("k"))
     eventually(lambda: make.asked)
     second = pool.submit(other.fetch, KIND, "k", make.one("k"))
-    until = time.monotonic() + 1.5  # more than a lease
-    eventually(lambda: time.monotonic() > until)
+    began = broker.redis.time()[0]
+
+    def held_for_longer_than_a_lease() -> bool:
+        assert broker.redis.exists("k:flight"), "it was not renewed"
+        return bool(broker.redis.time()[0] - began > 2)
+
+    eventually(held_for_longer_than_a_lease)
     make.may.set()
     assert first.result(30).value == second.result(30).value
     assert len(make.asked) == 1
@@ -295,17 +313,19 @@ def test_two_batches_that_each_have_what_the_other_needs(cache: Cache, other: Ca
 def test_after_its_bound_a_batch_computes_for_itself(cache: Cache, other: Cache, pool: ThreadPoolExecutor) -> None:
     stuck, make = Maker(), Maker()
     stuck.may.clear()
-    pool.submit(cache.fetch_many, KIND, ["a"], stuck)
+    leader = pool.submit(cache.fetch_many, KIND, ["a"], stuck)
     eventually(lambda: stuck.asked)
-    for each in (cache, other):
+    for each in (other, cache):  # the first of them writes what it computed
         found = each.fetch_many(KIND, ["a", "b"], make, wait_s=0.1)
         assert [one.value for one in found] == ["value of a", "value of b"]
+    assert not leader.done(), "they waited for the leader's end"
     stuck.may.set()
 
 
-def test_a_batch_that_fails_gives_back_all_that_it_claimed(cache: Cache, other: Cache) -> None:
+def test_a_batch_that_fails_gives_back_all_that_it_claimed(cache: Cache, other: Cache, broker: Broker) -> None:
     with pytest.raises(RuntimeError):
         cache.fetch_many(KIND, ["a", "b"], Maker(fails=RuntimeError("away")))
+    assert not broker.redis.exists("a:flight", "b:flight")
     for each in (cache, other):
         assert each.fetch_many(KIND, ["b", "a"], Maker(), wait_s=0)
 
@@ -333,6 +353,55 @@ def test_what_is_on_its_way_when_cleared_is_not_kept(cache: Cache, other: Cache,
     assert asked.result(30).value == f"value of {key}"
     for each in (cache, other):
         assert each.get_many(KIND, [key]) == [None]
+
+
+def test_only_who_holds_a_flight_in_this_generation_lands_its_value(cache: Cache, broker: Broker) -> None:
+    remote = cache.remote()
+    assert remote.claim(KIND, ["k"], "first").mine == ["k"]
+    broker.redis.delete("k:flight")  # as if its lease had ended
+    assert remote.claim(KIND, ["k"], "second").mine == ["k"]
+    assert remote.land(KIND, "first", "", {"k": b"1"}, 100) == 0
+    assert (broker.redis.get("k"), broker.redis.get("k:flight")) == (None, b"second")
+    assert remote.land(KIND, "second", "", {"k": b"2"}, 100) == 1
+    assert remote.claim(KIND, ["other"], "third").generation == ""
+    remote.begin(KIND, "the next")
+    assert remote.land(KIND, "third", "", {"other": b"3"}, 100) == 0
+    assert not broker.redis.exists("other", "other:flight")
+
+
+def test_a_version_whose_end_redis_has_not_heard_is_not_read(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "AGAIN_S", 600.0)
+    remote, known = cache.remote(), versions.Versions(cache.remote, 0)
+    before = known.read(["a table"])
+    remote._fail(ConnectionError("cut"))
+    known.end(["a table"])
+    remote.probe()  # it is back, and has yet to be told
+    with pytest.raises(Away, match="a table is still to be told"):
+        known.read(["a table"])
+    known.end([])  # an older debt goes with the next end
+    assert known.owed == ["a table"], "only who owes it says that it is paid"
+    assert versions.Versions(cache.remote, 0).read(["a table"]) != before
+
+
+def test_counts_wait_for_a_redis_that_is_away(make_cache: Make) -> None:
+    cache = make_cache(tick_s=600)
+    memory, remote, _, tally = cache._process().tiers
+    cache.fetch(KIND, "k", lambda: 1)
+    remote._fail(ConnectionError("cut"))
+    with pytest.raises(Away):
+        tally.flush(remote, memory)
+    remote.probe()
+    assert counts(cache)["misses"] == 1
+
+
+def test_a_process_that_is_silent_is_not_counted(make_cache: Make, broker: Broker) -> None:
+    cache = make_cache(tick_s=600)
+    cache.flush()
+    name = keys.memories()
+    broker.redis.hset(name, "gone:1", json.dumps([broker.redis.time()[0] - 60, 7, 7]))
+    report = cache.report({})
+    assert (report.processes, report.memory_entries) == (1, 0)
+    assert not broker.redis.hexists(name, "gone:1")
 
 
 def test_many_keys_are_cleared_in_steps(cache: Cache, broker: Broker) -> None:

@@ -20,6 +20,7 @@ from tests.integration.test_cli import Cli
 from tests.workers import Workers
 from worker import cancellation, policy
 from worker.broker import Broker
+from worker.queue_policy import Fallback
 
 ROOT = Path(__file__).resolve().parents[2]
 HELLO = [{"role": "user", "content": "hello"}]
@@ -91,6 +92,30 @@ def test_errors_are_not_kept(asked: FaultyProvider, monkeypatch: pytest.MonkeyPa
         cached.chat(HELLO, timeout_s=0.3, temperature=0)
     monkeypatch.setenv("OPENAI_BASE_URL", here)
     assert cached.marks(say(temperature=0)) == {}
+
+
+def test_a_fallback_s_answer_is_not_the_first_model_s(asked: FaultyProvider, broker: Broker) -> None:
+    fallbacks = [Fallback(model="a-second-model")]
+    first = endpoint.chosen("chat").model
+    asked.fault("unknown_model", model=first)
+    late = [say(temperature=0, fallbacks=fallbacks) for _ in range(2)]
+    assert [(each.model, cached.marks(each)) for each in late] == [("a-second-model", {})] * 2
+    assert not list(broker.redis.scan_iter("ai:analysis:*"))
+    asked.heal()
+    own = [say(temperature=0, fallbacks=fallbacks) for _ in range(2)]
+    assert [(each.model, cached.marks(each)) for each in own] == [(first, {}), (first, {"cached": True})]
+    assert [each.model for each in asked.log()] == [first, "a-second-model"] * 2 + [first]
+
+
+def test_one_provider_s_answers_are_not_another_s(asked: FaultyProvider, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = asked.base_url, asked.base_url.replace("127.0.0.1", "localhost")
+    monkeypatch.setenv("OPENAI_CHAT_MODEL", "a-model")
+    monkeypatch.setenv("OPENAI_EMBEDDING_MODEL", "a-model")
+    for url, calls in ((here, 2), (there, 4), (here, 4), (there, 4)):
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        say(temperature=0)
+        cached.embed(["a text"], timeout_s=30)
+        assert len(asked.log()) == calls
 
 
 STAMPEDE = """

@@ -6,10 +6,12 @@ import threading
 import uuid
 
 import pytest
+from sqlalchemy import text
 
 from db import receipts
 from db.engine import transaction
 from db.errors import TextError
+from tests.eventually import eventually
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -28,6 +30,12 @@ def test_the_first_receipt_stays(job_id: str) -> None:
         assert receipts.of(session, job_id) == {"rows": 3}
 
 
+def waits() -> bool:
+    """Say whether a run waits for another one."""
+    with transaction() as session:
+        return bool(session.execute(text("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")).scalar_one())
+
+
 @pytest.mark.parametrize("commits", [True, False])
 def test_a_second_run_waits_for_the_first(job_id: str, commits: bool) -> None:
     written: list[bool] = []
@@ -40,8 +48,8 @@ def test_a_second_run_waits_for_the_first(job_id: str, commits: bool) -> None:
     with transaction() as session:
         assert receipts.write(session, job_id, "bulk_insert", {})
         other.start()
-        other.join(0.2)
-        assert other.is_alive()
+        eventually(waits)
+        assert written == []
         if not commits:
             session.rollback()
     other.join(10)
@@ -62,3 +70,22 @@ def test_of_many_receipts_only_the_new_ones_are_written(job_id: str) -> None:
         assert earlier == {second: {"key": "é \\u0041"}}
         assert receipts.of(session, third) == {"key": "c"}
         assert receipts.write_all(session, "embedding", {}) == {}
+
+
+def test_two_batches_with_jobs_in_common_do_not_lock_each_other_out(job_id: str) -> None:
+    first, second = f"{job_id}-1", f"{job_id}-2"
+    earlier: list[dict[str, object]] = []
+
+    def other_batch() -> None:
+        with transaction() as session:
+            earlier.append(receipts.write_all(session, "embedding", {second: {"key": "b"}, first: {"key": "b"}}))
+
+    other = threading.Thread(target=other_batch)
+    with transaction() as session:
+        assert receipts.write(session, first, "embedding", {"key": "a"})
+        other.start()
+        eventually(waits)
+        # the other batch waits for the first receipt and holds no later one, or this would be a deadlock
+        assert receipts.write(session, second, "embedding", {"key": "a"})
+    other.join(30)
+    assert earlier == [{first: {"key": "a"}, second: {"key": "a"}}]

@@ -4,6 +4,7 @@ import io
 import json
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -315,3 +316,17 @@ def test_a_letter_whose_id_could_break_a_terminal_is_in_reach(cli: Cli, broker: 
     assert broker.redis.lindex("chat", 0) == ODD
     assert bury(broker) == job_id
     assert "2 dead letters purged" in cli("purge", "--all", "--yes")
+
+
+@pytest.mark.parametrize("act", [deadletters.replay_many, deadletters.purge_many])
+def test_many_are_acted_on_as_they_were_found(broker: Broker, act: Callable[..., deadletters.Tally]) -> None:
+    for job_id, days in (("first", 3.0), ("second", 2.0)):
+        die(broker, job_id)
+        age(broker, job_id, days)
+
+    def die_anew(number: int) -> None:
+        if number == 1:
+            age(broker, "second", 1)  # as if it had been replayed meanwhile, and had died again
+
+    assert act(broker, on_progress=die_anew) == deadletters.Tally(2, 1)
+    assert ids(broker) == ["second"]

@@ -278,7 +278,10 @@ def test_the_migration_runs_between_servers_and_processes(home: Path, tmp_path: 
         (root / "made").write_text("before the processes")
 
     with stack.started(machine, processes=True, migrate=migrate) as running:
-        eventually(lambda: "before the processes" in running.processes["a"].tail)
+        process = running.processes["a"]
+        eventually(lambda: process.tail or process.exit_code is not None)
+        assert list(process.tail) == ["before the processes"], "the process began before the migration had ended"
+        assert process.exit_code is None
 
 
 # The runner in the foreground, in a process of its own

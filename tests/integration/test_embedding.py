@@ -7,8 +7,9 @@ from sqlalchemy import select
 
 from db import models
 from db.engine import transaction
+from dev.faulty_provider import FaultyProvider
 from dev.provider import EMBEDDING_MODEL
-from tasks.llm import ProviderAway, ProviderRejected
+from tasks.llm import ProviderAway, ProviderBusy, ProviderRejected
 from worker.batching import BatchJob
 from worker.errors import JobRefused
 
@@ -75,6 +76,16 @@ def test_a_provider_that_is_away_is_no_fault_of_a_job(embedding: BatchJob, monke
     answers = embedding.run_batch([("a", {"text": "text"}), ("b", {"text": "text"})])
     assert all(isinstance(answer, ProviderAway) for answer in answers)
     assert kept() == {}
+
+
+def test_what_may_pass_is_every_job_s_error_and_one_call(
+    embedding: BatchJob, faulty: FaultyProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", faulty.base_url)
+    faulty.fault("rate_limit")
+    answers = embedding.run_batch([(f"job {number}", {"text": f"text {number}"}) for number in range(4)])
+    assert [type(answer) for answer in answers] == [ProviderBusy] * 4
+    assert [each.inputs for each in faulty.log()] in ([0], [4]), "a batch that is refused for now is not halved"
 
 
 def test_called_directly_it_keeps_one_document_a_call(embedding: Any) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import httpx2
 import pytest
+from celery import Celery
 
 from dev import ports, stack
-from tasks import Embedding, enqueue
+from tasks import Embedding, Job, enqueue
 from tests.eventually import eventually
 from tests.workers import Workers
 
@@ -44,11 +45,16 @@ def test_queue_lengths_sum_the_priorities(flower: httpx2.Client) -> None:
     assert lengths == {"chat": 5, "embedding": 1, "bulk_insert": 0}
 
 
-def test_tasks_are_listed_without_what_they_carry(flower: httpx2.Client, workers: Workers) -> None:
+def test_tasks_are_listed_without_what_they_carry(
+    machine: stack.Started, flower: httpx2.Client, workers: Workers
+) -> None:
     workers.start("embedding")
     jobs = enqueue.many([Embedding(text=f"{SECRET} {number}") for number in range(5)])
+    plain = Celery("plain", broker=machine.addresses["CELERY_BROKER_URL"], set_as_current=False)
+    sent = plain.send_task("tasks.embedding", kwargs={"text": f"{SECRET} of a plain producer"}, queue="embedding")
+    jobs.append(Job(sent.id))
     for job in jobs:
-        job.result(60)
+        eventually(lambda job=job: job.status == "SUCCESS")  # type: ignore[misc]
 
     def listed() -> dict[str, Any]:
         tasks: dict[str, Any] = flower.get("/api/tasks").json()
@@ -57,16 +63,21 @@ def test_tasks_are_listed_without_what_they_carry(flower: httpx2.Client, workers
     tasks = eventually(listed)
     assert {tasks[job.id]["name"] for job in jobs} == {"tasks.embedding"}
     assert {tasks[job.id]["worker"].split("@")[0] for job in jobs} == {"embedding"}
-    page = flower.get(f"/task/{jobs[0].id}").text
-    assert SECRET not in str(tasks) + page
+    pages = [flower.get(f"/task/{job.id}").text for job in jobs]
+    assert all(job.id in page for job, page in zip(jobs, pages, strict=True))
+    assert SECRET not in str(tasks) + "".join(pages)
 
 
 def test_every_lane_is_a_worker_of_its_own_name(flower: httpx2.Client, workers: Workers) -> None:
-    workers.start("chat")
-    workers.start("bulk_insert")
-    eventually(
-        lambda: (
-            {name.split("@")[0] for name in flower.get("/api/workers?refresh=true").json()} >= {"chat", "bulk_insert"}
-        ),
-        timeout_s=60,
-    )
+    for lane in ("chat", "bulk_insert"):
+        workers.start(lane)
+
+    def listed() -> dict[str, Any]:
+        known: dict[str, Any] = flower.get("/api/workers?refresh=true").json()
+        return known if len(known) >= 2 and all(each.get("active_queues") for each in known.values()) else {}
+
+    served = {
+        name.split("@")[0]: [queue["name"] for queue in each["active_queues"]]
+        for name, each in eventually(listed).items()
+    }
+    assert served == {"chat": ["chat"], "bulk_insert": ["bulk_insert"]}

@@ -176,6 +176,27 @@ def test_an_answer_cut_short_is_no_answer(provider: Provider, says: list[bytes])
         llm.chat(HELLO, timeout_s=1)  # less than the pause before a second try
 
 
+@pytest.mark.parametrize(
+    ("status", "raised"),
+    [
+        (408, llm.ProviderAway),
+        (409, llm.ProviderAway),
+        (500, llm.ProviderAway),
+        (529, llm.ProviderAway),
+        (400, llm.ProviderRejected),
+        (422, llm.ProviderRejected),
+        (401, llm.ProviderRefusesUs),
+        (402, llm.ProviderRefusesUs),
+        (429, llm.ProviderBusy),
+    ],
+)
+def test_each_status_says_whether_to_ask_again(provider: Provider, status: int, raised: type[Exception]) -> None:
+    head = f"HTTP/1.1 {status} Out Of Order\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    provider.says, provider.then = [head.encode()], "end"
+    with pytest.raises(raised):
+        llm.chat(HELLO, timeout_s=1)  # less than the pause before a second try
+
+
 def test_a_stream_is_put_together(provider: Provider) -> None:
     usage = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
     provider.says = [

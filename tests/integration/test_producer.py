@@ -12,8 +12,10 @@ import pytest
 from tasks import BulkInsert, Chat, Embedding, Job, enqueue
 from tasks.enqueue import Options
 from tests.workers import Workers
+from worker import message
 from worker.broker import Broker
 from worker.errors import JobRefused, ResultTimeout, UnknownJob
+from worker.gate_policy import Bucket, Gate
 from worker.policy import load as load_policy
 
 
@@ -142,6 +144,7 @@ def test_delay_and_deadline_take_seconds_timedeltas_and_moments(broker: Broker) 
     for when in (86400, timedelta(days=1), tomorrow):
         record = enqueue.embedding("hello", delay=when, deadline=when).record()
         assert record["state"] == "delayed"
+        assert "message" not in record, "what the job carries is for `dead show`"
         assert abs(float(record["deadline"]) - tomorrow.timestamp()) < 60
 
 
@@ -151,11 +154,27 @@ def test_a_large_input_becomes_one_group_of_jobs(broker: Broker) -> None:
     rows = ({"codepoint": number, "name": "row"} for number in range(2 * per_job + 1))
     group = enqueue.bulk_insert("unicode_characters", rows, idempotency_key="load", on_progress=told.append)
     assert told == [per_job, 2 * per_job, 2 * per_job + 1]
+    assert len({job.id for job in group.jobs}) == 3
     assert group.progress() == {"QUEUED": 3}
     again = enqueue.bulk_insert(
         "unicode_characters", [{"codepoint": 0, "name": "row"}] * (2 * per_job + 1), idempotency_key="load"
     )
     assert [job.id for job in again.jobs] == [job.id for job in group.jobs]
+
+
+def test_a_group_shows_failures_first_and_is_cancelled_whole(broker: Broker) -> None:
+    per_job = load_policy().queue("bulk_insert").rows_per_job or 0
+    group = enqueue.bulk_insert("unicode_characters", [{"codepoint": number} for number in range(3 * per_job)])
+    done, failed, _ = broker.fetch("a worker", 60, ["bulk_insert"], 3)
+    broker.start(done.delivery)
+    assert (group.status, group.progress()) == ("STARTED", {"STARTED": 1, "QUEUED": 2})
+    broker.done(done.delivery)
+    assert group.status == "QUEUED"
+    assert not group.cancel(), "one had ended"
+    assert group.progress() == {"SUCCESS": 1, "REVOKED": 2}
+    assert group.status == "REVOKED"
+    broker.bury(failed.delivery, "failed", "ValueError: no")
+    assert group.status == "FAILURE"
 
 
 def test_synchronous_processing_runs_the_job_in_the_caller(
@@ -170,6 +189,26 @@ def test_synchronous_processing_runs_the_job_in_the_caller(
     assert job.status == "SUCCESS"
     assert job.result()["dimensions"] == 384
     assert not list(broker.redis.scan_iter("*"))
+
+
+def test_a_job_s_cost_and_tenant_are_known_to_its_gate_and_its_conversation(broker: Broker) -> None:
+    assert enqueue.embedding("x" * 400).record()["cost"] == "100"
+    (rows,) = enqueue.bulk_insert("unicode_characters", [{"codepoint": number} for number in range(7)]).jobs
+    assert rows.record()["cost"] == "7"
+    chat = enqueue.chat("hello", tenant="acme", max_tokens=1000)
+    assert int(chat.record()["cost"]) > 1000
+    assert chat.record()["tenant"] == "acme"
+    sent = message.read(broker.redis.lindex("chat\x06\x163", 0).decode())
+    assert message.arguments(sent)[1]["tenant"] == "acme"
+
+
+def test_a_job_that_its_gate_never_lets_through_is_refused(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = load_policy().model_copy(update={"gates": {"provider": Gate(tokens=Bucket(limit=1000, burst=100))}})
+    monkeypatch.setattr(enqueue, "load_policy", lambda: small)
+    assert enqueue.embedding("x" * 400).status == "QUEUED"
+    with pytest.raises(JobRefused, match=r"more than gate provider ever lets through at once \(100\)") as refused:
+        enqueue.embedding("x" * 404)
+    assert (refused.value.field, refused.value.value) == ("cost", 101)
 
 
 def test_payloads_are_frozen_and_shared_by_all_ways_in(broker: Broker) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from dev import ports, stack
+from tasks import enqueue
 from tests.eventually import eventually
 from worker import overview
 from worker.broker import Broker
@@ -96,6 +97,10 @@ def test_the_procfile_alone_works_against_outside_services(
             ),
             timeout_s=90,
         )
+        job = enqueue.embedding("a text")
+        assert job.result(timeout=60)["dimensions"] == 384
+        assert process.poll() is None
     finally:
         process.terminate()
         process.wait(timeout=60)
+    assert [each.node for each in overview.workers(broker) if "@" in each.node] == [], "every lane has left"

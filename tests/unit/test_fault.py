@@ -28,3 +28,16 @@ from worker.outcome import Fault
 )
 def test_each_error_is_sorted(error: Exception, said: Fault) -> None:
     assert fault.of(error) is said
+
+
+@pytest.mark.parametrize(
+    ("error", "wait_s"),
+    [
+        (llm.ProviderBusy("limited", 599.0), 599.0),
+        (llm.ProviderBusy("limited", 86400.0), fault.LONGEST_WAIT_S),
+        (llm.ProviderBusy("limited"), None),
+        (ValueError("a bug"), None),
+    ],
+)
+def test_a_wait_is_what_the_provider_says_within_reason(error: Exception, wait_s: float | None) -> None:
+    assert fault.wait_s(error) == wait_s

@@ -57,3 +57,13 @@ def test_the_line_and_the_folder_make_no_difference() -> None:
 def test_reason_type_text_and_function_do(reason: str, error: str, function: str) -> None:
     usual = fingerprint.of("failed", "ValueError: no row", traceback())
     assert fingerprint.of(reason, error, traceback(function=function)) != usual
+
+
+def test_the_innermost_function_of_ours_counts() -> None:
+    def of(*functions: str) -> str:
+        ours = "".join(f'  File "/srv/tasks/chat.py", line 1, in {name}\n' for name in functions)
+        foreign = '  File "/usr/lib/python3.11/json/decoder.py", line 3, in decode\n'
+        return fingerprint.of("failed", "ValueError: no row", ours + foreign)
+
+    assert of("outer", "inner") == of("another", "inner")
+    assert of("outer", "inner") != of("outer", "another")

@@ -6,7 +6,23 @@ from pathlib import Path
 
 import typer
 
-from cli import bench, bulk, cache, chaos, checks, database, dead, demo, enqueue, jobs, machine, queries, stats, workers
+from cli import (
+    bench,
+    bulk,
+    cache,
+    chaos,
+    checks,
+    database,
+    dead,
+    demo,
+    enqueue,
+    jobs,
+    machine,
+    queries,
+    stats,
+    version,
+    workers,
+)
 from cli.output import err
 from dev import addresses, stack
 from worker.errors import ForebayError
@@ -21,6 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+version.register(app)
 machine.register(app)
 workers.register(app)
 enqueue.register(app)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import typer
 
-from cli import bench, bulk, cache, chaos, checks, database, dead, demo, enqueue, jobs, machine, queries, stats, workers
+from cli import bench, bulk, cache, checks, database, dead, demo, enqueue, jobs, machine, queries, stats, workers
+from cli.chaos import command as chaos
 from cli.output import err
 from dev import addresses, stack
 from worker.errors import ForebayError

@@ -8,9 +8,9 @@ from typing import Any
 import redis
 from celery import chain
 
-from worker import cancellation
 from worker.app import app
-from worker.task import Job
+from worker.runtime import cancellation
+from worker.runtime.task import Job
 
 
 @app.task(name="probe.add")

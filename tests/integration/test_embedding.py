@@ -7,10 +7,10 @@ from sqlalchemy import select
 
 from db import models
 from db.engine import transaction
-from dev.provider import EMBEDDING_MODEL
-from tasks.llm import ProviderAway, ProviderRejected
-from worker.batching import BatchJob
+from dev.provider.process import EMBEDDING_MODEL
+from tasks.provider.llm import ProviderAway, ProviderRejected
 from worker.errors import JobRefused
+from worker.runtime.batching import BatchJob
 
 pytestmark = pytest.mark.usefixtures("database")
 

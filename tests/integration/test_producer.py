@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from tasks import BulkInsert, Chat, Embedding, Job, enqueue
-from tasks.enqueue import Options
+from tasks.producer.enqueue import Options
 from tests.workers import Workers
-from worker.broker import Broker
 from worker.errors import JobRefused, ResultTimeout, UnknownJob
-from worker.policy import load as load_policy
+from worker.policy.policy import load as load_policy
+from worker.records.broker import Broker
 
 
 def test_importing_it_stays_thin() -> None:

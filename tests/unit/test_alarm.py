@@ -6,7 +6,7 @@ from queue import SimpleQueue
 
 import pytest
 
-from tasks import alarm
+from tasks.provider import alarm
 from tests.eventually import eventually
 
 

@@ -7,10 +7,10 @@ from kombu import Exchange as _Exchange
 from kombu import Queue as _Queue
 
 from worker.errors import ConfigurationError as _ConfigurationError
-from worker.keys import SEPARATOR as _SEPARATOR
-from worker.policy import load as _load
-from worker.priority import STEPS as _STEPS
-from worker.queuefile import whole_number as _whole_number
+from worker.policy.policy import load as _load
+from worker.policy.priority import STEPS as _STEPS
+from worker.policy.queue_file import whole_number as _whole_number
+from worker.records.keys import SEPARATOR as _SEPARATOR
 
 _policy = _load()
 _key_prefix = _os.environ.get("FOREBAY_KEY_PREFIX", "")
@@ -23,7 +23,9 @@ include = list({queue.task: queue for queue in _policy.queues.values()})
 
 # The transport that loses nothing, in kombu's own list layout.
 broker_transport = (
-    "worker.transport:SentinelTransport" if broker_url.startswith("sentinel") else "worker.transport:Transport"
+    "worker.runtime.transport:SentinelTransport"
+    if broker_url.startswith("sentinel")
+    else "worker.runtime.transport:Transport"
 )
 broker_transport_options = {
     "priority_steps": list(_STEPS),
@@ -65,7 +67,7 @@ task_acks_late = True
 task_reject_on_worker_lost = True
 task_acks_on_failure = True
 task_acks_on_timeout = True
-worker_consumer = "worker.consumer:Consumer"
+worker_consumer = "worker.runtime.consumer:Consumer"
 worker_enable_prefetch_count_reduction = False  # what runs goes on running through a reconnect
 
 # JSON only.
@@ -74,7 +76,7 @@ result_serializer = "json"
 accept_content = ["json"]
 result_accept_content = ["json"]
 
-# Events for Flower; arguments and results are kept out of them by `worker.message` and `worker.task`.
+# Events for Flower; arguments and results are kept out of them by `worker.records.message` and `worker.runtime.task`.
 task_track_started = True
 task_send_sent_event = True
 worker_send_task_events = True
@@ -90,7 +92,7 @@ redis_socket_timeout = 30.0
 redis_socket_connect_timeout = 5.0
 redis_retry_on_timeout = True
 
-# Prefetch, concurrency and recycling are a lane's own: `worker.lane`. This is what a bare worker command gets.
+# Prefetch, concurrency and recycling belong to a lane: `worker.runtime.process.lane`. A bare worker command gets this.
 _prefetch = _os.environ.get("CELERY_WORKER_PREFETCH_MULTIPLIER", "").strip().lower()
 worker_prefetch_multiplier = (
     0 if _prefetch == "off" else _whole_number(_os.environ, "CELERY_WORKER_PREFETCH_MULTIPLIER", 1, least=0, most=1000)

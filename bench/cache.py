@@ -10,7 +10,8 @@ from bench.line import Line
 from bench.stage import Stage, until
 from cache.store import Cache
 from dev.errors import StackError
-from tasks import Embedding, cached, enqueue
+from tasks import Embedding, enqueue
+from tasks.provider import cached
 
 LATENCY_S = 1.2
 LOOKS = 200

@@ -9,8 +9,11 @@ from sqlalchemy import select, text
 
 from bench.line import Line
 from bench.stage import Stage, execute, quantile, setting
-from db import conversations, models, query_cache, table_versions
+from db import models
+from db.conversations import turns
 from db.engine import transaction
+from db.query_cache import results as query_cache
+from db.query_cache import table_versions
 
 USERS, CONVERSATIONS = 200, 20
 LOOKS, LOADS, PER_PAGE, WRITE_SHARE = 200, 3000, 4, 0.05
@@ -66,7 +69,7 @@ def _mix() -> Iterator[Line]:
         for _ in range(PER_PAGE):
             if chance.random() < WRITE_SHARE:
                 writes += 1
-                conversations.store_user_message(f"bench-{writes}", f"bench-new-{writes // 20}", "hello")
+                turns.store_user_message(f"bench-{writes}", f"bench-new-{writes // 20}", "hello")
                 if writes % 100 == 0:
                     execute(f"UPDATE bench_preferences SET language = 'n{writes}' WHERE user_id = {user}")  # noqa: S608
         _load(user, chance, asked)

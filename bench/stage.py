@@ -12,15 +12,16 @@ from uuid import uuid4
 import psutil
 from sqlalchemy import text
 
-from db import engine, table_versions
+from db import engine
 from db.engine import transaction
+from db.query_cache import table_versions
 from dev.errors import StackError
-from dev.faulty_provider import FaultyProvider
+from dev.faulty.process import FaultyProvider
 from dev.fleet import Fleet
 from dev.processes import Command, Log, Process
 from tasks import Chat, enqueue
-from worker import broker as brokers
-from worker import overview
+from worker.inspection import overview
+from worker.records import broker as brokers
 
 PLAIN_READY_WITHIN_S = 60.0
 STUCK_S = 60.0

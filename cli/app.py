@@ -10,7 +10,6 @@ from cli import (
     bench,
     bulk,
     cache,
-    chaos,
     checks,
     database,
     dead,
@@ -23,6 +22,7 @@ from cli import (
     version,
     workers,
 )
+from cli.chaos import command as chaos
 from cli.output import err
 from dev import addresses, stack
 from worker.errors import ForebayError

@@ -69,7 +69,7 @@ def _settings() -> Iterator[None]:
 
 def _run(parts: list[str], logs: Path | None) -> list["Line"]:
     """Start everything, measure one part after the other, stop everything."""
-    from dev import faulty_provider  # its settings take a tenth of a second to load, in every command
+    from dev.faulty import process as faulty_provider  # its settings take a tenth of a second to load, in every command
 
     with contextlib.ExitStack() as open_:
         home = open_.enter_context(stack.temporary_home())

@@ -12,17 +12,17 @@ from uuid import uuid4
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from cli import row_file
 from cli.output import as_json, err, out
 from cli.output import table as print_table
-from cli.row_file import RowFile
+from cli.rows import file as row_file
+from cli.rows.file import RowFile
 from tasks import enqueue
-from tasks.bulk_group import BulkGroup, Piece, State
-from tasks.enqueue import Options
-from tasks.job import Job
-from tasks.payloads import BulkInsert, check
+from tasks.producer.bulk_group import BulkGroup, Piece, State
+from tasks.producer.enqueue import Options
+from tasks.producer.job import Job
+from tasks.producer.payloads import BulkInsert, check
 from worker.errors import BrokerUnavailable, JobFailed, JobRefused, QueueFull, ResultTimeout
-from worker.policy import load as load_policy
+from worker.policy.policy import load as load_policy
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 PORTION = 8  # jobs sent in one go

@@ -8,7 +8,7 @@ from rich.progress import Progress, TaskID
 
 from cli.output import as_json, err, out, progress, table
 from worker.errors import JobRefused, nearest
-from worker.policy import load as load_policy
+from worker.policy.policy import load as load_policy
 
 if TYPE_CHECKING:  # every command loads this module, and few need a cache
     from cache.store import Cache
@@ -91,7 +91,7 @@ def clear(
 
 
 def _results() -> "Cache":
-    from tasks import cached
+    from tasks.provider import cached
 
     return cached.results()
 
@@ -106,7 +106,7 @@ def _show_kinds(title: str, kinds: list[dict[str, Any]], with_cost: bool, *, ans
 
 
 def _queries() -> "Cache | None":
-    from db import table_versions
+    from db.query_cache import table_versions
 
     found = table_versions.of_process()
     return None if found is None else found.cache

@@ -31,7 +31,7 @@ def indexes(
     as_json_: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Show the database's indexes that only reads need, with their size and how often each was scanned."""
-    from db import indexes as kept
+    from db.tuning import unused_indexes as kept
 
     found = kept.unused() if unused else kept.listed()
     if as_json_:
@@ -49,7 +49,7 @@ def indexes(
 
 def index(model: Annotated[str, typer.Argument(help="The model as stored with the documents.")]) -> None:
     """Build the index of the nearest documents for one model, while everything goes on."""
-    from db import vector_indexes
+    from db.vectors import indexes as vector_indexes
 
     for built in vector_indexes.build(model):
         what = "built" if built.is_new else "stands already"
@@ -66,9 +66,9 @@ def reembed(
 
     The old vectors stay and are found until `retire`. Again, it enqueues what is missing and not under way.
     """
-    from db import reembedding
+    from db.vectors import reembedding
     from tasks import Embedding, enqueue
-    from tasks.enqueue import Options
+    from tasks.producer.enqueue import Options
 
     sent, after = 0, ""
     whole = reembedding.progress(old, new)
@@ -102,7 +102,7 @@ def _job_id(model: str, key: str, content: str) -> str:
 def _warn_of_none(old: str, count: int) -> None:
     """Tell of a model without vectors: it may have been retired, or its name may be wrong."""
     if count == 0:
-        from db import documents
+        from db.vectors import documents
 
         known = ", ".join(documents.models()) or "none"
         err.print(f"no document has a vector of {old}; models that have: {known}", markup=False, soft_wrap=True)
@@ -110,7 +110,7 @@ def _warn_of_none(old: str, count: int) -> None:
 
 def progress(old: Old, new: New) -> None:
     """Say how many documents of the old model have a vector of the new one. Exit code 1 while some have none."""
-    from db import reembedding
+    from db.vectors import reembedding
 
     found = reembedding.progress(old, new)
     _warn_of_none(old, found.old)
@@ -120,7 +120,8 @@ def progress(old: Old, new: New) -> None:
 
 def retire(old: Old, new: New) -> None:
     """Delete the old model's vectors of documents that have a new one, and its index when none is left."""
-    from db import reembedding, vector_indexes
+    from db.vectors import indexes as vector_indexes
+    from db.vectors import reembedding
 
     _warn_of_none(old, reembedding.progress(old, new).old)
     deleted = reembedding.retire(old, new)

@@ -12,12 +12,13 @@ import typer
 
 from cli import durations, editor
 from cli.output import as_json, err, lines, one_line, out, progress, table
-from tasks.payloads import BulkInsert, Chat, Embedding, check
-from worker import broker, deadletters
-from worker.broker import Broker
-from worker.deadletters import Tally
+from tasks.producer.payloads import BulkInsert, Chat, Embedding, check
 from worker.errors import ForebayError, JobRefused, UnknownJob
-from worker.letter import Filter, Letter
+from worker.inspection import dead_letters
+from worker.inspection.dead_letters import Tally
+from worker.inspection.letter import Filter, Letter
+from worker.records import broker
+from worker.records.broker import Broker
 
 Queue = Annotated[str, typer.Option("--queue", help="Of this queue.", show_default=False)]
 Task = Annotated[str, typer.Option("--task", help="Of this task, such as tasks.chat.", show_default=False)]
@@ -63,7 +64,7 @@ def list_letters(
 ) -> None:
     """List dead letters, the newest first. Exit code 1 if none matches."""
     want = Filter(queue, task, reason, fingerprint, older_than, newer_than)
-    found = deadletters.find(broker.connect(), want, most)
+    found = dead_letters.find(broker.connect(), want, most)
     if as_json_:
         as_json([letter.as_dict() for letter in found.letters])
     elif found.letters:
@@ -87,7 +88,7 @@ def groups(
     as_json_: AsJson = False,
 ) -> None:
     """Count dead letters that died of the same, the most frequent first. Exit code 1 if none matches."""
-    found = deadletters.groups(broker.connect(), Filter(queue, task, reason, "", older_than, newer_than))
+    found = dead_letters.groups(broker.connect(), Filter(queue, task, reason, "", older_than, newer_than))
     if as_json_:
         as_json([{**vars(group), "example": group.example.as_dict()} for group in found])
     elif found:
@@ -150,9 +151,9 @@ def edit(
         out.print("nothing is changed")
         return
     if payload is not None:
-        said = deadletters.edit(client, letter, payload=_object(after), validate=_validate)
+        said = dead_letters.edit(client, letter, payload=_object(after), validate=_validate)
     else:
-        said = deadletters.edit(client, letter, text=after, validate=_validate)
+        said = dead_letters.edit(client, letter, text=after, validate=_validate)
     if said != "edited":
         raise ForebayError(f"job {one_line(letter.id)}: {_why(said)}")
     out.print(f"job {one_line(letter.id)} is edited; ./forebay dead replay lets it run again", markup=False)
@@ -181,11 +182,11 @@ def replay(
     client = broker.connect()
 
     def many(**how: Any) -> Tally:
-        return deadletters.replay_many(client, want, most=most, rate_per_s=rate, **how)
+        return dead_letters.replay_many(client, want, most=most, rate_per_s=rate, **how)
 
     if _are_named(job_ids, want, every, most, dry_run):
         ids = [_id(client, each) for each in job_ids or ()]
-        _tell_each(client, ids, "replayed", deadletters.replay, dry_run, as_json_)
+        _tell_each(client, ids, "replayed", dead_letters.replay, dry_run, as_json_)
     else:
         _tell_all(many, "replayed", dry_run, as_json_, lambda _: None)
 
@@ -213,7 +214,7 @@ def purge(
     client = broker.connect()
 
     def many(**how: Any) -> Tally:
-        return deadletters.purge_many(client, want, most=most, **how)
+        return dead_letters.purge_many(client, want, most=most, **how)
 
     def ask(matched: int) -> None:
         if not yes:
@@ -223,7 +224,7 @@ def purge(
         ids = [_id(client, each) for each in job_ids or ()]
         if not dry_run:
             ask(len(ids))
-        _tell_each(client, ids, "purged", deadletters.purge, dry_run, as_json_)
+        _tell_each(client, ids, "purged", dead_letters.purge, dry_run, as_json_)
     else:
         _tell_all(many, "purged", dry_run, as_json_, ask)
 
@@ -241,7 +242,7 @@ def _tell_each(
     client: Broker, ids: list[str], done: str, act: Callable[[Broker, str], str], dry_run: bool, as_json_: bool
 ) -> None:
     if dry_run:
-        said = {job_id: done if deadletters.get(client, job_id) else "not a dead letter" for job_id in ids}
+        said = {job_id: done if dead_letters.get(client, job_id) else "not a dead letter" for job_id in ids}
     else:
         said = {job_id: act(client, job_id) for job_id in ids}
     if as_json_:
@@ -277,13 +278,13 @@ def _tell_all(many: Callable[..., Tally], done: str, dry_run: bool, as_json_: bo
 
 def _id(client: Broker, shown: str) -> str:
     """Return a job's id from how it is shown: what cannot be printed may come as its escape."""
-    if not ESCAPE.search(shown) or deadletters.get(client, shown):
+    if not ESCAPE.search(shown) or dead_letters.get(client, shown):
         return shown
     return ESCAPE.sub(lambda found: found.group().encode().decode("unicode_escape"), shown)
 
 
 def _letter(client: Broker, shown: str) -> Letter:
-    letter = deadletters.get(client, _id(client, shown))
+    letter = dead_letters.get(client, _id(client, shown))
     if letter is None:
         raise UnknownJob(f"job {one_line(shown)!r} is not a dead letter; ./forebay dead list shows them")
     return letter

@@ -119,7 +119,8 @@ class _Show:
         return self._count()
 
     def _wait_for_workers(self, bars: Progress) -> None:
-        from worker import broker, overview
+        from worker.inspection import overview
+        from worker.records import broker
 
         lanes = sum(name.startswith("worker-") for name in self.running.processes)
         task = bars.add_task("workers", total=lanes, note="")
@@ -135,8 +136,8 @@ class _Show:
 
     def _enqueue(self, bars: Progress) -> None:
         from tasks import BulkInsert, Chat, Embedding, enqueue
-        from tasks.enqueue import Options
-        from worker.policy import load as load_policy
+        from tasks.producer.enqueue import Options
+        from worker.policy.policy import load as load_policy
 
         characters = list(docstrings.unicode_rows())
         size = load_policy().queue("bulk_insert").rows_per_job or 1000
@@ -215,8 +216,9 @@ class _Show:
 
     def _ask(self, bars: Progress) -> None:
         """Answer questions from the nearest docstrings."""
-        from db import neighbours
-        from tasks import enqueue, llm
+        from db.vectors import neighbours
+        from tasks import enqueue
+        from tasks.provider import llm
 
         task = bars.add_task("questions", total=len(QUESTIONS), note="")
         began = time.monotonic()
@@ -242,8 +244,9 @@ class _Show:
         from sqlalchemy import text
 
         from db.engine import transaction
-        from worker import broker, overview
-        from worker.policy import load as load_policy
+        from worker.inspection import overview
+        from worker.policy.policy import load as load_policy
+        from worker.records import broker
 
         kinds = (self.bulk, self.embedding, self.chat)
         for kind in kinds:
@@ -300,7 +303,7 @@ class _Show:
 
 
 def _states(job_ids: list[str]) -> dict[str, int]:
-    from worker import broker
+    from worker.records import broker
 
     client = broker.connect()
     pipeline = client.redis.pipeline(transaction=False)
@@ -314,7 +317,7 @@ def _states(job_ids: list[str]) -> dict[str, int]:
 
 
 def _waited_s(job_id: str) -> float:
-    from tasks.job import Job
+    from tasks.producer.job import Job
 
     record = Job(job_id).record()
     return float(record["started_at"]) - float(record["accepted_at"])

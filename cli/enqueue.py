@@ -13,9 +13,9 @@ from cli import bulk
 from cli.following import follow
 from cli.output import as_json, err, out, progress
 from tasks import enqueue as producer
-from tasks.enqueue import Options
-from tasks.job import Job
-from tasks.payloads import Embedding, check
+from tasks.producer.enqueue import Options
+from tasks.producer.job import Job
+from tasks.producer.payloads import Embedding, check
 from worker.errors import JobRefused
 
 Priority = Annotated[str | None, typer.Option(help="CRITICAL, HIGH, NORMAL, LOW or BATCH.")]

@@ -3,8 +3,8 @@
 import json
 
 from cli.output import err, lines, out
-from tasks.job import Job
-from tasks.stream import Restart, Text
+from tasks.producer.job import Job
+from tasks.producer.stream import Restart, Text
 
 
 def follow(job: Job, wait_s: float | None, as_json: bool) -> None:

@@ -9,12 +9,14 @@ import typer
 from cli.following import follow
 from cli.output import as_json, out, table
 from db import configuration
-from tasks.job import Job, status_of
-from worker import breaker, broker, overview
+from tasks.producer.job import Job, status_of
 from worker.errors import ForebayError
-from worker.policy import effective
-from worker.policy import load as load_policy
-from worker.queuefile import Setting
+from worker.inspection import overview
+from worker.limits import breaker
+from worker.policy.policy import effective
+from worker.policy.policy import load as load_policy
+from worker.policy.queue_file import Setting
+from worker.records import broker
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 

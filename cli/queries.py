@@ -10,7 +10,7 @@ from cli import durations
 from cli.output import as_json, err, one_line, out, progress, table
 
 if TYPE_CHECKING:  # it loads sqlglot and SQLAlchemy
-    from db.index_advice import Advice
+    from db.tuning.index_advice import Advice
 
 Mark = Annotated[
     str, typer.Argument(help="The fingerprint that `slow` shows, or its beginning.", metavar="FINGERPRINT")
@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
 @commands.command()
 def slow(limit: Limit = 20, since: Since = None, as_json_: AsJson = False) -> None:
     """List slow statements, grouped by what they have in common."""
-    from db import slow_statements
+    from db.tuning import slow_statements
 
     found = slow_statements.listed(limit, datetime.now(UTC) - timedelta(seconds=since) if since else None)
     if as_json_:
@@ -59,7 +59,7 @@ def slow(limit: Limit = 20, since: Since = None, as_json_: AsJson = False) -> No
 @commands.command()
 def show(fingerprint: Mark, as_json_: AsJson = False) -> None:
     """Show one kind of statement as a whole, with the plan of its slowest run."""
-    from db import plans, slow_statements
+    from db.tuning import plans, slow_statements
 
     found = slow_statements.one(fingerprint)
     if as_json_:
@@ -90,7 +90,7 @@ def recommend(
 
     While one is tried its table takes no writes. Exit code 1 if any is recommended.
     """
-    from db import index_advice, slow_statements
+    from db.tuning import index_advice, slow_statements
 
     chosen = (
         [slow_statements.one(fingerprint)] if fingerprint else index_advice.worth_trying(slow_statements.listed(limit))
@@ -118,7 +118,7 @@ def recommend(
 @commands.command()
 def forget() -> None:
     """Forget all slow statements, as after an index was built."""
-    from db import slow_statements
+    from db.tuning import slow_statements
 
     out.print(f"{slow_statements.forget():,} kinds of statements forgotten")
 

@@ -6,9 +6,10 @@ from typing import Annotated
 import typer
 
 from cli.output import as_json, out, progress, table
-from worker import audit as audits
-from worker import broker, overview
-from worker.policy import load as load_policy
+from worker.inspection import audit as audits
+from worker.inspection import overview
+from worker.policy.policy import load as load_policy
+from worker.records import broker
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 

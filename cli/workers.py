@@ -10,9 +10,10 @@ from typing import Annotated
 import typer
 
 from cli.output import err, progress
-from worker import broker, overview
-from worker.policy import load as load_policy
-from worker.queue_policy import Queue
+from worker.inspection import overview
+from worker.policy.policy import load as load_policy
+from worker.policy.queue import Queue
+from worker.records import broker
 
 
 def register(app: typer.Typer) -> None:
@@ -27,9 +28,9 @@ def worker(
     loglevel: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")] = "INFO",
 ) -> None:
     """Run one lane's worker in the foreground, as queues.yaml declares it."""
-    from worker import lane as lanes
     from worker.app import app
-    from worker.recycling import Recycler
+    from worker.runtime.process import lane as lanes
+    from worker.runtime.process.recycling import Recycler
 
     queue = load_policy().queue(lane)
     recycler = Recycler(queue)

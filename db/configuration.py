@@ -3,7 +3,9 @@
 import os
 from collections.abc import Mapping
 
-from db import engine, paging, query_kinds
+from db import engine
+from db.conversations import paging
+from db.query_cache import kinds as query_kinds
 from db.variables import Reading, Variables
 
 

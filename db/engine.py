@@ -13,10 +13,11 @@ from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
-from db import statements, touched
 from db.errors import SettingError
 from db.pool import FairPool, PoolState
-from db.statements import Limits
+from db.query_cache import touched
+from db.tuning import statements
+from db.tuning.statements import Limits
 from db.variables import Reading, Variables
 
 _SCHEMES = {"postgresql", "postgresql+psycopg2"}

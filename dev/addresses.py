@@ -5,7 +5,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from dev import ports, postgres, provider, valkey
+from dev import ports, postgres, valkey
+from dev.provider import process as provider
 
 FLOWER = "flower"
 SERVERS = (valkey.NAME, postgres.NAME, provider.NAME)  # in the order of their start

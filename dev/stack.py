@@ -12,10 +12,11 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from dev import addresses, leftovers, ports, postgres, procfile, provider, state, valkey
+from dev import addresses, leftovers, ports, postgres, procfile, state, valkey
 from dev.addresses import FLOWER, NAMED_BY, PORT_VARIABLES, SERVERS, without_services
 from dev.errors import StackError
 from dev.processes import RUNNER, Command, InterruptedStart, Log, Process, Runner
+from dev.provider import process as provider
 
 __all__ = [
     "Stack",

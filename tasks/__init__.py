@@ -1,7 +1,7 @@
 """What a job is and what it does. Producers need only ``from tasks import enqueue``."""
 
-from tasks import enqueue
-from tasks.job import Group, Job
-from tasks.payloads import BulkInsert, Chat, Embedding
+from tasks.producer import enqueue
+from tasks.producer.job import Group, Job
+from tasks.producer.payloads import BulkInsert, Chat, Embedding
 
 __all__ = ["BulkInsert", "Chat", "Embedding", "Group", "Job", "enqueue"]

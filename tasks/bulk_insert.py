@@ -5,16 +5,17 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from db import bulk, changes
-from db.changes import Change, Conflict, Operation
-from tasks import enqueue, fault
-from tasks.apart import apart, readable
-from tasks.enqueue import Options
-from tasks.job import rejected_id
-from tasks.payloads import BulkInsert, check
+from db.bulk import changes, inserts
+from db.bulk.changes import Change, Conflict, Operation
+from tasks import fault
+from tasks.bisect import apart, readable
+from tasks.producer import enqueue
+from tasks.producer.enqueue import Options
+from tasks.producer.job import rejected_id
+from tasks.producer.payloads import BulkInsert, check
 from worker.app import app
-from worker.batching import Answer, BatchJob
-from worker.outcome import Fault
+from worker.runtime.batching import Answer, BatchJob
+from worker.runtime.outcome import Fault
 
 One = tuple[str, BulkInsert]
 
@@ -58,7 +59,7 @@ def _do(ones: Sequence[One]) -> list[dict[str, Any]]:
     first = ones[0][1]
     if len(ones) == 1 or not _is_plain(first):
         return [_change(*ones[0])]
-    inserted = bulk.insert_all(first.table, first.columns, [(job_id, one.rows) for job_id, one in ones])
+    inserted = inserts.insert_all(first.table, first.columns, [(job_id, one.rows) for job_id, one in ones])
     # What was done before may have been done alone, and its refused rows not yet be sent on.
     return [
         _change(job_id, one) if each.repeated else {"rows": each.rows, "repeated": False}

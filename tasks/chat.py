@@ -2,18 +2,19 @@
 
 from typing import Any
 
-from db import conversations
+from db.conversations import turns
 from db.engine import transaction
-from tasks import cached, endpoint, fault, notice
-from tasks.llm import Message
-from tasks.payloads import Chat, check
+from tasks import fault, notice
+from tasks.producer.payloads import Chat, check
+from tasks.provider import cached, endpoint
+from tasks.provider.llm import Message
 from tasks.stream_writer import Writer
-from worker import gates
 from worker.app import app
-from worker.breaker import Breakers
-from worker.outcome import Fault
-from worker.policy import load as load_policy
-from worker.task import Job
+from worker.limits import gates
+from worker.limits.breaker import Breakers
+from worker.policy.policy import load as load_policy
+from worker.runtime.outcome import Fault
+from worker.runtime.task import Job
 
 
 class ChatJob(Job):
@@ -35,7 +36,7 @@ class ChatJob(Job):
         turn, job_id = check(Chat, **arguments), self.request.id
         cause = "dead" if is_dead else notice.cause_of(error)
         _keep(job_id, turn)
-        conversations.store_notice(job_id, turn.conversation, cause, notice.TEXTS[cause])
+        turns.store_notice(job_id, turn.conversation, cause, notice.TEXTS[cause])
 
     def abandoned(self, **arguments: Any) -> None:
         _keep(self.request.id, check(Chat, **arguments))
@@ -55,7 +56,7 @@ def chat(self: ChatJob, **arguments: Any) -> dict[str, Any]:
     turn, job_id = check(Chat, **arguments), self.request.id
     with transaction():
         _keep(job_id, turn)
-        answer = conversations.answer_of(job_id)
+        answer = turns.answer_of(job_id)
         prompt = _prompt(job_id, turn) if answer is None else []
     writer = self.writer() if turn.stream and answer is None else None
     if answer is None:
@@ -75,7 +76,7 @@ def chat(self: ChatJob, **arguments: Any) -> dict[str, Any]:
             on_text=writer.text if writer else None,
             on_restart=writer.restart if writer else None,
         )
-        answer = conversations.store_answer(
+        answer = turns.store_answer(
             job_id,
             turn.conversation,
             completion.text,
@@ -101,10 +102,10 @@ def chat(self: ChatJob, **arguments: Any) -> dict[str, Any]:
 
 
 def _keep(job_id: str, turn: Chat) -> None:
-    conversations.store_user_message(job_id, turn.conversation, turn.message, user_id=turn.user, tenant=turn.tenant)
+    turns.store_user_message(job_id, turn.conversation, turn.message, user_id=turn.user, tenant=turn.tenant)
 
 
 def _prompt(job_id: str, turn: Chat) -> list[Message]:
     system = [{"role": "system", "content": turn.system}] if turn.system else []
-    history = conversations.history_for(job_id, limit=turn.history)
+    history = turns.history_for(job_id, limit=turn.history)
     return [*system, *({"role": message.role, "content": message.content} for message in history)]

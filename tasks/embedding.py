@@ -6,17 +6,18 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
-from db import documents
-from db.documents import Document
-from tasks import cached, endpoint, fault
-from tasks.apart import apart, readable
-from tasks.payloads import Embedding
-from worker import gates
+from db.vectors import documents
+from db.vectors.documents import Document
+from tasks import fault
+from tasks.bisect import apart, readable
+from tasks.producer.payloads import Embedding
+from tasks.provider import cached, endpoint
 from worker.app import app
-from worker.batching import Answer, BatchJob
-from worker.breaker import Breakers
-from worker.outcome import Fault
-from worker.policy import load as load_policy
+from worker.limits import gates
+from worker.limits.breaker import Breakers
+from worker.policy.policy import load as load_policy
+from worker.runtime.batching import Answer, BatchJob
+from worker.runtime.outcome import Fault
 
 One = tuple[str, Embedding]
 

@@ -3,9 +3,9 @@
 from kombu.exceptions import OperationalError
 
 from db import errors
-from tasks.provider_error import BreakerOpen, ProviderAway, ProviderBusy, ProviderError, ProviderRefusesUs
+from tasks.provider.errors import BreakerOpen, ProviderAway, ProviderBusy, ProviderError, ProviderRefusesUs
 from worker.errors import BrokerUnavailable, QueueFull
-from worker.outcome import Fault
+from worker.runtime.outcome import Fault
 
 OF_DATABASE = {
     errors.Fault.AWAY: Fault.AWAY,

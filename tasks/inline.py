@@ -4,8 +4,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.job import Job
-from tasks.payloads import JobPayload
+from tasks.producer.job import Job
+from tasks.producer.payloads import JobPayload
 from worker.errors import JobFailed
 
 

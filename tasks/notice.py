@@ -1,7 +1,7 @@
 """Say honestly why a chat has no answer yet: a cause for programs, and a text for people."""
 
-from db.conversations import Cause
-from tasks.provider_error import OutOfTime, ProviderAway, ProviderBusy, ProviderRefusesUs
+from db.conversations.turns import Cause
+from tasks.provider.errors import OutOfTime, ProviderAway, ProviderBusy, ProviderRefusesUs
 
 TEXTS: dict[Cause, str] = {
     "busy": "I'm temporarily busy. Please try again in a moment; your message was saved and will be answered.",

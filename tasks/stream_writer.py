@@ -7,8 +7,8 @@ import time
 from functools import cache
 from typing import Any
 
-from worker.broker import Broker, Delivery
-from worker.policy import load as load_policy
+from worker.policy.policy import load as load_policy
+from worker.records.broker import Broker, Delivery
 
 logger = logging.getLogger(__name__)
 

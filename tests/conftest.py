@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from dev import addresses, faulty_provider, stack
-from dev.faulty_provider import FaultyProvider
+from dev import addresses, stack
+from dev.faulty import process as faulty_provider
+from dev.faulty.process import FaultyProvider
 from tests.commands import Cli
 from tests.workers import Workers
-from worker import broker as brokers
-from worker import lease
-from worker.broker import Broker
-from worker.keys import PERMANENT
+from worker.records import broker as brokers
+from worker.records.broker import Broker
+from worker.records.keys import PERMANENT
+from worker.runtime import lease
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
 
-from worker.broker import Delivery
-from worker.priority import FETCH_ORDER
+from worker.policy.priority import FETCH_ORDER
+from worker.records.broker import Delivery
 
 LATER = inf
 ENDED = ("succeeded", "dead", "cancelled", "expired")

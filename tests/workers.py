@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from tests.eventually import eventually
-from worker import overview
-from worker.broker import Broker
+from worker.inspection import overview
+from worker.records.broker import Broker
 
 
 class Worker:

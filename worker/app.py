@@ -5,17 +5,19 @@ import os
 from celery import Celery, concurrency
 from celery.signals import celeryd_init, worker_process_init, worker_shutting_down
 
-from worker import draining, readiness
-from worker.children import die_with_parent
+from worker.runtime.pools.children import die_with_parent
+from worker.runtime.process import draining, readiness
 
-app = Celery("forebay", task_cls="worker.task:Job")
+app = Celery("forebay", task_cls="worker.runtime.task:Job")
 app.config_from_object("celeryconfig")
 app.loader.override_backends = {
-    "redis": "worker.results:RedisBackend",
-    "rediss": "worker.results:RedisBackend",
-    "sentinel": "worker.results:SentinelBackend",
+    "redis": "worker.runtime.results:RedisBackend",
+    "rediss": "worker.runtime.results:RedisBackend",
+    "sentinel": "worker.runtime.results:SentinelBackend",
 }
-concurrency.ALIASES.update(threads="worker.threads:TaskPool", prefork="worker.prefork:TaskPool")
+concurrency.ALIASES.update(
+    threads="worker.runtime.pools.threads:TaskPool", prefork="worker.runtime.pools.prefork:TaskPool"
+)
 worker_process_init.connect(die_with_parent)
 worker_shutting_down.connect(draining.begin)
 readiness.watch()

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from cli import chaos_verdict
-from cli.chaos_verdict import Accepted, Found, judge, second_opinion
-from db import documents
-from db.documents import Document
+from cli.chaos import verdict as chaos_verdict
+from cli.chaos.verdict import Accepted, Found, judge, second_opinion
+from db.vectors import documents
+from db.vectors.documents import Document
 from tasks import enqueue
-from worker.broker import Broker
+from worker.records.broker import Broker
 
 ROOT = Path(__file__).resolve().parents[2]
 TELLING = (

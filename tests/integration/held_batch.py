@@ -5,7 +5,7 @@ from typing import Any
 
 from tests.integration.probes import marks
 from worker.app import app
-from worker.batching import BatchJob
+from worker.runtime.batching import BatchJob
 
 
 class HoldBatch(BatchJob):

@@ -9,9 +9,9 @@ import redis
 from celery import chain
 from celery.exceptions import Reject
 
-from worker import cancellation
 from worker.app import app
-from worker.task import Job
+from worker.runtime import cancellation
+from worker.runtime.task import Job
 
 
 @app.task(name="probe.add")

@@ -2,15 +2,15 @@
 
 import pytest
 
-from dev.faulty_provider import FaultyProvider
-from tasks import endpoint, llm
-from worker import gates
-from worker.breaker import Breakers, breakers
-from worker.broker import Broker
-from worker.gate_policy import Bucket, Gate
-from worker.gates import Meter
-from worker.policy import load as load_policy
-from worker.queue_policy import Breaker, Fallback
+from dev.faulty.process import FaultyProvider
+from tasks.provider import endpoint, llm
+from worker.limits import gates
+from worker.limits.breaker import Breakers, breakers
+from worker.limits.gates import Meter
+from worker.policy.gate import Bucket, Gate
+from worker.policy.policy import load as load_policy
+from worker.policy.queue import Breaker, Fallback
+from worker.records.broker import Broker
 
 HELLO = [{"role": "user", "content": "hello"}]
 FIRST, SECOND = "a-model", "a-second-model"

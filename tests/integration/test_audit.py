@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 from cli.app import app
 from dev import stack
 from tests.integration.test_records import LEASE_S, fetch, submission
-from worker.audit import Report, audit
-from worker.broker import Broker
-from worker.policy import load as load_policy
+from worker.inspection.audit import Report, audit
+from worker.policy.policy import load as load_policy
+from worker.records.broker import Broker
 
 
 def look(broker: Broker) -> Report:

@@ -4,13 +4,13 @@ import psutil
 from sqlalchemy import text
 
 from db.engine import transaction
-from dev.faulty_provider import FaultyProvider
+from dev.faulty.process import FaultyProvider
 from tasks import Job, enqueue
-from tasks.payloads import BulkInsert
+from tasks.producer.payloads import BulkInsert
 from tests.eventually import eventually
 from tests.workers import Workers
 from worker.app import app
-from worker.broker import Broker
+from worker.records.broker import Broker
 
 COLUMNS = ["codepoint", "name"]
 

@@ -7,9 +7,9 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from worker.breaker import BreakerOpen, Breakers, Seen, Ticket, breakers
-from worker.broker import Broker
-from worker.queue_policy import Breaker
+from worker.limits.breaker import BreakerOpen, Breakers, Seen, Ticket, breakers
+from worker.policy.queue import Breaker
+from worker.records.broker import Broker
 
 # So far apart that the time which the test itself takes decides nothing.
 POLICY = Breaker(failures=3, within_s=1000, open_s=100, open_max_s=350)

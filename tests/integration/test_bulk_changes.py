@@ -7,17 +7,17 @@ from zoneinfo import ZoneInfo
 import pytest
 from sqlalchemy import text
 
-from db import changes
-from db.changes import Change
+from db.bulk import changes
+from db.bulk.changes import Change
 from db.engine import transaction
 from tasks import Job, enqueue
-from tasks.enqueue import Options
-from tasks.payloads import BulkInsert, check
+from tasks.producer.enqueue import Options
+from tasks.producer.payloads import BulkInsert, check
 from tests.eventually import eventually
 from tests.integration.test_jobs import run_again, scalar
 from tests.workers import Workers
-from worker.broker import Broker
 from worker.errors import JobFailed, JobRefused
+from worker.records.broker import Broker
 
 TABLE = "unicode_characters"
 COUNT = "SELECT count(*) FROM unicode_characters"

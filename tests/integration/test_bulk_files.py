@@ -14,20 +14,20 @@ import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import text
 
-from cli import row_file
 from cli.bulk import bulk
+from cli.rows import file as row_file
 from db.engine import transaction
 from tasks import enqueue
-from tasks.bulk_group import BulkGroup, Piece
-from tasks.enqueue import Options
-from tasks.job import Group, Job
-from tasks.payloads import BulkInsert, check
+from tasks.producer.bulk_group import BulkGroup, Piece
+from tasks.producer.enqueue import Options
+from tasks.producer.job import Group, Job
+from tasks.producer.payloads import BulkInsert, check
 from tests.commands import Cli
 from tests.eventually import eventually
 from tests.integration.test_jobs import scalar
 from tests.workers import Workers
-from worker.broker import Broker
 from worker.errors import JobRefused, UnknownJob
+from worker.records.broker import Broker
 
 TABLE = "unicode_characters"
 HOSTILE = [

@@ -28,7 +28,7 @@ from cache.store import Cache
 from dev import stack
 from dev.ports import LOOPBACK
 from tests.eventually import eventually
-from worker.broker import Broker
+from worker.records.broker import Broker
 
 ROOT = Path(__file__).resolve().parents[2]
 KIND = "model"

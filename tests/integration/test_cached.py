@@ -12,15 +12,17 @@ from typing import Any
 
 import pytest
 
-from dev import provider_answers, stack
-from dev.faulty_provider import FaultyProvider
-from tasks import cached, endpoint, llm
+from dev import stack
+from dev.faulty import answers as provider_answers
+from dev.faulty.process import FaultyProvider
+from tasks.provider import cached, endpoint, llm
 from tests.eventually import eventually
 from tests.integration.test_cli import Cli
 from tests.workers import Workers
-from worker import cancellation, policy
-from worker.broker import Broker
-from worker.queue_policy import Fallback
+from worker.policy import policy
+from worker.policy.queue import Fallback
+from worker.records.broker import Broker
+from worker.runtime import cancellation
 
 ROOT = Path(__file__).resolve().parents[2]
 HELLO = [{"role": "user", "content": "hello"}]

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from db import documents, history
-from db.documents import Document
+from db.conversations import history
+from db.vectors import documents
+from db.vectors.documents import Document
 from tasks import enqueue
 from tests.commands import Cli
 from tests.eventually import eventually
 from tests.workers import Workers
-from worker.broker import Broker
+from worker.records.broker import Broker
 
 ROOT = Path(__file__).resolve().parents[2]
 

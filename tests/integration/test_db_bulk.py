@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from db import bulk, receipts
-from db.bulk import Inserted
+from db import receipts
+from db.bulk import inserts
+from db.bulk.inserts import Inserted
 from db.engine import transaction
 from db.errors import Fault, RowError, TableError, fault_of
 
@@ -69,7 +70,7 @@ def round_trip(table: str, column: str, values: Sequence[object]) -> list[Any]:
     """Insert the values into one column of the emptied table, and read them back."""
     run("DELETE FROM {table} RETURNING id", table)
     rows = list(enumerate(values))
-    assert bulk.insert(None, table, ["id", column], rows) == Inserted(len(rows), repeated=False)
+    assert inserts.insert(None, table, ["id", column], rows) == Inserted(len(rows), repeated=False)
     return stored(table, column)
 
 
@@ -178,7 +179,7 @@ def test_a_bad_row_is_named_and_none_arrives(table: str, column: str, bad: objec
     rows: list[list[object]] = [[number, "fine", None][: len(names)] for number in range(5)]
     rows[3][names.index(column)] = bad
     with pytest.raises(RowError, match=said) as raised:
-        bulk.insert(uuid.uuid4().hex, table, names, rows)
+        inserts.insert(uuid.uuid4().hex, table, names, rows)
     assert (raised.value.line, raised.value.column) == (4, column)
     assert stored(table, "id") == []
 
@@ -188,7 +189,7 @@ def test_a_repeated_key_is_named_by_its_row(table: str) -> None:
         RowError,
         match=r"row 3: duplicate key value .*; Key \(id\)=\(1\) already exists\.; to take rows that are there, skip",
     ):
-        bulk.insert(None, table, ["id"], [[1], [2], [1]])
+        inserts.insert(None, table, ["id"], [[1], [2], [1]])
 
 
 @pytest.mark.parametrize(
@@ -212,45 +213,47 @@ def test_what_may_not_be_written_is_named(name: str, columns: list[str], said: s
         session.execute(text("CREATE OR REPLACE VIEW scratch_view AS SELECT name FROM unicode_characters"))
     try:
         with pytest.raises(TableError, match=said):
-            bulk.insert(None, name, columns, [["1"] * len(columns)])
+            inserts.insert(None, name, columns, [["1"] * len(columns)])
     finally:
         with transaction() as session:
             session.execute(text("DROP VIEW scratch_view"))
 
 
 def test_a_changed_table_is_seen(table: str) -> None:
-    bulk.insert(None, table, ["id"], [[1]])
+    inserts.insert(None, table, ["id"], [[1]])
     run('ALTER TABLE {table} ADD "later" text; SELECT 1', table)
-    bulk.insert(None, table, ["id", "later"], [[2, "x"]])
+    inserts.insert(None, table, ["id", "later"], [[2, "x"]])
     run('ALTER TABLE {table} DROP "later"; SELECT 1', table)
     with pytest.raises(TableError):  # by the server: what is known of the columns may be seconds old
-        bulk.insert(None, table, ["id", "later"], [[3, "x"]])
+        inserts.insert(None, table, ["id", "later"], [[3, "x"]])
     with pytest.raises(TableError, match="has no column 'later'"):
-        bulk.insert(None, table, ["id", "later"], [[3, "x"]])
+        inserts.insert(None, table, ["id", "later"], [[3, "x"]])
 
 
 def test_a_second_run_adds_nothing(table: str) -> None:
     job = uuid.uuid4().hex
-    assert bulk.insert(job, table, ["id"], [[1], [2]]) == Inserted(2, repeated=False)
-    assert bulk.insert(job, table, ["id"], [[3]]) == Inserted(2, repeated=True)
+    assert inserts.insert(job, table, ["id"], [[1], [2]]) == Inserted(2, repeated=False)
+    assert inserts.insert(job, table, ["id"], [[3]]) == Inserted(2, repeated=True)
     assert stored(table, "id") == [1, 2]
 
 
 def test_no_rows_still_leave_a_receipt(table: str) -> None:
     job = uuid.uuid4().hex
-    assert bulk.insert(job, table, ["id"], []) == Inserted(0, repeated=False)
-    assert bulk.insert(job, table, ["id"], [[1]]) == Inserted(0, repeated=True)
+    assert inserts.insert(job, table, ["id"], []) == Inserted(0, repeated=False)
+    assert inserts.insert(job, table, ["id"], [[1]]) == Inserted(0, repeated=True)
 
 
 def test_a_run_that_failed_leaves_no_receipt(table: str) -> None:
     job = uuid.uuid4().hex
     with pytest.raises(RowError):
-        bulk.insert(job, table, ["id"], [[1], ["x"]])
-    assert bulk.insert(job, table, ["id"], [[1]]) == Inserted(1, repeated=False)
+        inserts.insert(job, table, ["id"], [[1], ["x"]])
+    assert inserts.insert(job, table, ["id"], [[1]]) == Inserted(1, repeated=False)
 
 
 def test_without_a_job_nothing_is_remembered(table: str) -> None:
-    assert bulk.insert(None, table, ["id"], [[1]]) == bulk.insert(None, table, ["id"], [[2]]) == Inserted(1, False)
+    assert (
+        inserts.insert(None, table, ["id"], [[1]]) == inserts.insert(None, table, ["id"], [[2]]) == Inserted(1, False)
+    )
 
 
 @pytest.mark.parametrize(
@@ -271,11 +274,11 @@ def test_a_mishap_within_copy_is_no_fault_of_a_row(table: str, mishap: str, faul
     )
     try:
         with pytest.raises((psycopg2.Error, DBAPIError)) as raised:
-            bulk.insert(job, table, ["id"], rows)
+            inserts.insert(job, table, ["id"], rows)
     finally:
         run("DROP FUNCTION mishap() CASCADE; SELECT 1", table)
     assert fault_of(raised.value) is fault
-    assert bulk.insert(job, table, ["id"], rows) == Inserted(4, repeated=False)
+    assert inserts.insert(job, table, ["id"], rows) == Inserted(4, repeated=False)
     assert stored(table, "id") == [1, 2, 3, 4]
 
 
@@ -286,7 +289,7 @@ def test_of_runs_that_race_one_inserts(table: str) -> None:
 
     def race() -> None:
         at_once.wait(10)
-        outcomes.append(bulk.insert(job, table, ["word", "id"], [["x", number] for number in range(500)]))
+        outcomes.append(inserts.insert(job, table, ["word", "id"], [["x", number] for number in range(500)]))
 
     threads = [threading.Thread(target=race) for _ in range(4)]
     for thread in threads:
@@ -300,6 +303,6 @@ def test_of_runs_that_race_one_inserts(table: str) -> None:
 
 def test_the_receipt_tells_the_count(table: str) -> None:
     job = uuid.uuid4().hex
-    bulk.insert(job, table, ["id"], [[1]])
+    inserts.insert(job, table, ["id"], [[1]])
     with transaction() as session:
         assert json.loads(json.dumps(receipts.of(session, job))) == {"rows": 1}

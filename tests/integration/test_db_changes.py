@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from db import changes
-from db.changes import Change, Conflict, Operation
+from db.bulk import changes
+from db.bulk.changes import Change, Conflict, Operation
+from db.bulk.staging import Counts
 from db.engine import transaction
 from db.errors import RowError, TableError
-from db.staging import Counts
 
 pytestmark = pytest.mark.usefixtures("database")
 COLUMNS = ("id", "word", "data", "words", "place", "moment")

@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select, text
 
-from db import documents, models, neighbours
-from db.documents import Document
+from db import models
 from db.engine import transaction
 from db.errors import StoreError, TextError, VectorError
-from db.neighbours import Neighbour
+from db.vectors import documents, neighbours
+from db.vectors.documents import Document
+from db.vectors.neighbours import Neighbour
 from tests.plans import recorded
 
 pytestmark = pytest.mark.usefixtures("database")

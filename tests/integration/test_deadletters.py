@@ -14,10 +14,11 @@ from cli.app import main
 from tasks import Embedding, Job, enqueue
 from tests.eventually import eventually
 from tests.workers import Workers
-from worker import deadletters, message
-from worker.broker import Broker, Submission
 from worker.errors import JobRefused
-from worker.letter import Filter, Letter
+from worker.inspection import dead_letters
+from worker.inspection.letter import Filter, Letter
+from worker.records import message
+from worker.records.broker import Broker, Submission
 
 ODD = b'{"headers": {"id": "odd \xff\x1b[2J"}, "properties": {}}'
 
@@ -69,13 +70,13 @@ def age(broker: Broker, job_id: str, days: float) -> None:
 
 
 def letter(broker: Broker, job_id: str) -> Letter:
-    found = deadletters.get(broker, job_id)
+    found = dead_letters.get(broker, job_id)
     assert found is not None
     return found
 
 
 def ids(broker: Broker, **want: Any) -> list[str]:
-    return [each.id for each in deadletters.find(broker, Filter(**want)).letters]
+    return [each.id for each in dead_letters.find(broker, Filter(**want)).letters]
 
 
 def counter(broker: Broker, name: str, queue: str = "chat") -> int:
@@ -91,8 +92,8 @@ def test_dead_jobs_live_again_as_they_are_or_edited(workers: Workers, broker: Br
     (unreadable,) = ids(broker, reason="malformed")
     died_at = letter(broker, same.id).died_at
 
-    assert deadletters.edit(broker, letter(broker, edited.id), payload={"text": "edited", "key": "new"}) == "edited"
-    assert deadletters.replay_many(broker) == deadletters.Tally(3, 3)
+    assert dead_letters.edit(broker, letter(broker, edited.id), payload={"text": "edited", "key": "new"}) == "edited"
+    assert dead_letters.replay_many(broker) == dead_letters.Tally(3, 3)
     assert edited.result(60)["key"] == "new"
     eventually(lambda: sorted(ids(broker)) == sorted([same.id, unreadable]))
 
@@ -123,9 +124,9 @@ def test_letters_are_found_by_what_they_died_of_and_when(broker: Broker) -> None
     assert ids(broker, older_than_s=1.5 * 86400) == ["b", "a"]
     assert ids(broker, older_than_s=1.5 * 86400, newer_than_s=2.5 * 86400) == ["b"]
     assert ids(broker, reason="none such") == []
-    assert [(group.count, group.example.id) for group in deadletters.groups(broker)] == [(3, "d"), (1, "b")]
+    assert [(group.count, group.example.id) for group in dead_letters.groups(broker)] == [(3, "d"), (1, "b")]
     with pytest.raises(JobRefused, match="after"):
-        deadletters.find(broker, after="nowhere")
+        dead_letters.find(broker, after="nowhere")
     with pytest.raises(JobRefused, match="older_than_s"):
         Filter(older_than_s=float("nan"))
 
@@ -144,15 +145,15 @@ def test_two_thousand_letters_are_found_in_portions_of_any_filter(broker: Broker
     assert ids(broker, reason="rare") == ["1999", "3"]
     seen, after = [], ""
     while True:
-        found = deadletters.find(broker, most=700, after=after)
+        found = dead_letters.find(broker, most=700, after=after)
         seen += [each.id for each in found.letters]
         after = found.after
         if not after:
             break
     assert sorted(seen) == sorted(names)
     steps: list[int] = []
-    dry = deadletters.replay_many(broker, Filter(reason="failed"), dry_run=True)
-    assert deadletters.replay_many(broker, Filter(reason="failed"), on_progress=steps.append) == deadletters.Tally(
+    dry = dead_letters.replay_many(broker, Filter(reason="failed"), dry_run=True)
+    assert dead_letters.replay_many(broker, Filter(reason="failed"), on_progress=steps.append) == dead_letters.Tally(
         1998, 1998
     )
     assert (dry.matched, dry.done, steps[-1]) == (1998, 0, 1998)
@@ -167,9 +168,9 @@ def test_a_replay_begins_a_life_without_attempts_deadline_or_orphans(broker: Bro
     broker.redis.hset(record, mapping={"message": json.dumps(waiting), "attempts": 5, "orphaned": 2, "deadline": "1"})
     broker.accept(Submission("before", "chat", 0, "tasks.chat", message.write("tasks.chat", "before", "chat", 0, {})))
 
-    assert deadletters.replay(broker, "a") == "replayed"
-    assert deadletters.replay(broker, "a") == "queued", "a second replay is harmless"
-    assert deadletters.replay(broker, "none") == ""
+    assert dead_letters.replay(broker, "a") == "replayed"
+    assert dead_letters.replay(broker, "a") == "queued", "a second replay is harmless"
+    assert dead_letters.replay(broker, "none") == ""
     first, second = broker.fetch("a worker", 60, ["chat"], 2)
     assert (first.delivery.id, second.delivery.id) == ("before", "a"), "at the tail"
     headers = json.loads(second.message)["headers"]
@@ -180,7 +181,7 @@ def test_a_replay_begins_a_life_without_attempts_deadline_or_orphans(broker: Bro
     assert (counter(broker, "replayed"), counter(broker, "dead"), counter(broker, "submitted")) == (1, 1, 2)
     broker.bury(second.delivery, "failed", "")
     for number in range(25):
-        deadletters.replay(broker, "a")
+        dead_letters.replay(broker, "a")
         bury(broker, reason=str(number))
     assert [death.reason for death in letter(broker, "a").history] == [str(number) for number in range(4, 24)]
     assert letter(broker, "a").deaths == 27
@@ -190,16 +191,16 @@ def test_a_purged_letter_leaves_a_record_that_ends_and_says_so(broker: Broker) -
     for job_id in ("a", "b", "c"):
         die(broker, job_id)
     kept = letter(broker, "b")
-    assert deadletters.purge(broker, "a") == "purged"
-    assert deadletters.replay(broker, "a") == "purged"
-    assert deadletters.get(broker, "a") is None
+    assert dead_letters.purge(broker, "a") == "purged"
+    assert dead_letters.replay(broker, "a") == "purged"
+    assert dead_letters.get(broker, "a") is None
     record = broker.redis.hgetall(broker.keys.job("a"))
     assert (record[b"state"], record[b"purged"]) == (b"dead", b"1")
     assert b"message" not in record
     assert broker.redis.ttl(broker.keys.job("a")) > 0
     assert Job("a").status == "FAILURE"
-    assert deadletters.purge(broker, "b", kept.died_at - 1) == "changed", "it died anew since it was read"
-    assert deadletters.purge_many(broker, Filter(queue="chat"), most=1) == deadletters.Tally(1, 1)
+    assert dead_letters.purge(broker, "b", kept.died_at - 1) == "changed", "it died anew since it was read"
+    assert dead_letters.purge_many(broker, Filter(queue="chat"), most=1) == dead_letters.Tally(1, 1)
     assert ids(broker) == ["c"]
     assert counter(broker, "purged") == 2
 
@@ -211,8 +212,8 @@ def test_what_is_dead_for_too_long_expires_and_nothing_else(broker: Broker) -> N
     age(broker, "older", 400)
     age(broker, "deleted", 31)
     broker.redis.delete(broker.keys.job("deleted"))
-    assert deadletters.expire(broker, 30 * 86400) == 2
-    assert deadletters.expire(broker, 30 * 86400) == 0
+    assert dead_letters.expire(broker, 30 * 86400) == 2
+    assert dead_letters.expire(broker, 30 * 86400) == 0
     assert broker.redis.zrange(broker.keys.dead(), 0, -1) == [b"young"]
 
 
@@ -220,17 +221,17 @@ def test_a_set_rate_is_kept(broker: Broker) -> None:
     for job_id in ("a", "b", "c"):
         die(broker, job_id)
     pauses: list[float] = []
-    deadletters.replay_many(broker, rate_per_s=1e-3, pause=pauses.append)
+    dead_letters.replay_many(broker, rate_per_s=1e-3, pause=pauses.append)
     assert [round(pause, -3) for pause in pauses] == [0, 1000, 2000]  # nothing was slept: each pause is from the start
     with pytest.raises(JobRefused, match="rate_per_s"):
-        deadletters.replay_many(broker, rate_per_s=0)
+        dead_letters.replay_many(broker, rate_per_s=0)
 
 
 def test_an_edit_needs_the_letter_as_it_was_read(broker: Broker) -> None:
     die(broker)
     read = letter(broker, "a")
-    assert deadletters.edit(broker, read, payload={"message": "one"}) == "edited"
-    assert deadletters.edit(broker, read, payload={"message": "two"}) == "changed"
+    assert dead_letters.edit(broker, read, payload={"message": "one"}) == "edited"
+    assert dead_letters.edit(broker, read, payload={"message": "two"}) == "changed"
     assert letter(broker, "a").payload == {"message": "one"}
     other = message.write("tasks.chat", "b", "chat", 0, {})
     for how, field in (
@@ -242,10 +243,10 @@ def test_an_edit_needs_the_letter_as_it_was_read(broker: Broker) -> None:
         ({"payload": {"message": float("nan")}}, "payload"),
     ):
         with pytest.raises(JobRefused, match=field):
-            deadletters.edit(broker, letter(broker, "a"), **how)
+            dead_letters.edit(broker, letter(broker, "a"), **how)
     now = letter(broker, "a")
-    deadletters.replay(broker, "a")
-    assert deadletters.edit(broker, now, payload={}) == "queued"
+    dead_letters.replay(broker, "a")
+    assert dead_letters.edit(broker, now, payload={}) == "queued"
 
 
 @pytest.mark.parametrize("raw", [b"", b"\xff\xfe", b"null", b'{"headers": {"id": 7}}'])
@@ -253,15 +254,15 @@ def test_a_message_that_names_no_job_keeps_its_job_when_it_comes_back(broker: Br
     broker.redis.lpush("chat", raw, raw)
     one, two = bury(broker), bury(broker)
     assert one != two
-    assert {deadletters.replay(broker, one), deadletters.replay(broker, two)} == {"replayed"}
+    assert {dead_letters.replay(broker, one), dead_letters.replay(broker, two)} == {"replayed"}
     fetched = broker.fetch("vanished", 0, ["chat"], 2)
     assert {each.delivery.id for each in fetched} == {one, two}
     broker.sweep()
     assert {bury(broker), bury(broker)} == {one, two}
     assert counter(broker, "submitted") == 2
     mended = message.write("tasks.chat", one, "chat", 0, {"message": "hello"})
-    assert deadletters.edit(broker, letter(broker, one), text=mended) == "edited"
-    deadletters.replay(broker, one)
+    assert dead_letters.edit(broker, letter(broker, one), text=mended) == "edited"
+    dead_letters.replay(broker, one)
     assert bury(broker) == one
     assert letter(broker, one).task == "tasks.chat"
     assert not list(broker.redis.scan_iter("forebay:nameless:*"))
@@ -318,8 +319,8 @@ def test_a_letter_whose_id_could_break_a_terminal_is_in_reach(cli: Cli, broker: 
     assert "2 dead letters purged" in cli("purge", "--all", "--yes")
 
 
-@pytest.mark.parametrize("act", [deadletters.replay_many, deadletters.purge_many])
-def test_many_are_acted_on_as_they_were_found(broker: Broker, act: Callable[..., deadletters.Tally]) -> None:
+@pytest.mark.parametrize("act", [dead_letters.replay_many, dead_letters.purge_many])
+def test_many_are_acted_on_as_they_were_found(broker: Broker, act: Callable[..., dead_letters.Tally]) -> None:
     for job_id, days in (("first", 3.0), ("second", 2.0)):
         die(broker, job_id)
         age(broker, job_id, days)
@@ -328,5 +329,5 @@ def test_many_are_acted_on_as_they_were_found(broker: Broker, act: Callable[...,
         if number == 1:
             age(broker, "second", 1)  # as if it had been replayed meanwhile, and had died again
 
-    assert act(broker, on_progress=die_anew) == deadletters.Tally(2, 1)
+    assert act(broker, on_progress=die_anew) == dead_letters.Tally(2, 1)
     assert ids(broker) == ["second"]

@@ -6,15 +6,16 @@ from uuid import uuid4
 import pytest
 import yaml
 
-from db import conversations
-from dev.faulty_provider import FaultyProvider
-from tasks import Embedding, enqueue, llm
-from tasks.enqueue import Options
+from db.conversations import turns
+from dev.faulty.process import FaultyProvider
+from tasks import Embedding, enqueue
+from tasks.producer.enqueue import Options
+from tasks.provider import llm
 from tests.eventually import eventually
 from tests.integration.test_cli import Cli
 from tests.workers import Workers
-from worker.breaker import breakers
-from worker.broker import Broker
+from worker.limits.breaker import breakers
+from worker.records.broker import Broker
 
 SECOND = "a-second-model"
 
@@ -36,7 +37,7 @@ def fleet(workers: Workers, faulty: FaultyProvider, tmp_path: Path, broker: Brok
 
 def notice(conversation: str) -> str | None:
     """Return the cause that stands where the answer will be."""
-    return next((each.notice for each in conversations.history(conversation) if each.role == "assistant"), None)
+    return next((each.notice for each in turns.history(conversation) if each.role == "assistant"), None)
 
 
 def test_a_busy_provider_s_answer_comes_late_in_the_place_of_a_notice(
@@ -50,7 +51,7 @@ def test_a_busy_provider_s_answer_comes_late_in_the_place_of_a_notice(
     assert broker.redis.hget(broker.keys.gate("provider"), "shut_until") is not None
     faulty.heal()
     assert job.result(timeout=30)["text"]
-    said = conversations.history(conversation)
+    said = turns.history(conversation)
     assert [(each.role, each.notice) for each in said] == [("user", None), ("assistant", None)]
     assert said[1].content == job.result()["text"]
     assert job.record().get("attempts", "0") == "0"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from db import table_versions
+from db.query_cache import table_versions
 from tests.integration.test_jobs import scalar
 from tests.workers import Workers
 

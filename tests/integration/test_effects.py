@@ -10,24 +10,26 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 import celeryconfig
-from db import changes, conversations, receipts
-from db.changes import Change
+from db import receipts
+from db.bulk import changes
+from db.bulk.changes import Change
+from db.conversations import turns
 from db.engine import transaction
 from dev import stack
-from dev.faulty_provider import FaultyProvider
+from dev.faulty.process import FaultyProvider
 from tasks import BulkInsert, Embedding, enqueue, fault
-from tasks.enqueue import Options
-from tasks.payloads import check
+from tasks.producer.enqueue import Options
+from tasks.producer.payloads import check
 from tests.eventually import eventually
 from tests.integration import probes
 from tests.integration.test_jobs import run_again, scalar
 from tests.integration.test_records import submission
 from tests.integration.test_transport import Cutter
 from tests.workers import Workers
-from worker.broker import Broker, connect
 from worker.errors import QueueFull
-from worker.outcome import Fault
-from worker.transport import Transport
+from worker.records.broker import Broker, connect
+from worker.runtime.outcome import Fault
+from worker.runtime.transport import Transport
 
 TABLE = "unicode_characters"
 COLUMNS = ("codepoint", "name")
@@ -99,7 +101,7 @@ def test_a_second_run_of_a_chat_makes_no_second_call(workers: Workers, broker: B
     assert job.record()["delivery"] == "1", "it is a run of its own"
     assert job.result(60) == first
     assert len(faulty.log()) == 1
-    assert len(conversations.history("twice")) == 2
+    assert len(turns.history("twice")) == 2
 
 
 def test_a_notice_is_no_answer_that_would_save_the_call(

@@ -7,11 +7,11 @@ from sqlalchemy import select
 
 from db import models
 from db.engine import transaction
-from dev.faulty_provider import FaultyProvider
-from dev.provider import EMBEDDING_MODEL
-from tasks.llm import ProviderAway, ProviderBusy, ProviderRejected
-from worker.batching import BatchJob
+from dev.faulty.process import FaultyProvider
+from dev.provider.process import EMBEDDING_MODEL
+from tasks.provider.llm import ProviderAway, ProviderBusy, ProviderRejected
 from worker.errors import JobRefused
+from worker.runtime.batching import BatchJob
 
 pytestmark = pytest.mark.usefixtures("database")
 

@@ -12,8 +12,8 @@ from tasks import Embedding, Job, enqueue
 from tests.eventually import eventually
 from tests.integration import probes
 from tests.workers import Workers
-from worker.broker import Broker
 from worker.errors import BrokerUnavailable
+from worker.records.broker import Broker
 
 
 @pytest.fixture

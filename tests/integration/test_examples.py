@@ -6,11 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from db import history
+from db.conversations import history
 from dev import stack
 from tests.integration.test_jobs import scalar
 from tests.workers import Workers
-from worker.broker import Broker
+from worker.records.broker import Broker
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"

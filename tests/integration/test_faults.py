@@ -9,7 +9,7 @@ from db.engine import transaction
 from tasks import Embedding, enqueue
 from tests.eventually import eventually
 from tests.workers import Workers
-from worker.broker import Broker
+from worker.records.broker import Broker
 
 KILLS = 8
 SEED = 20

@@ -13,11 +13,12 @@ from typing import Any
 import openai
 import pytest
 
-from dev import faulty_provider, provider_answers
 from dev.errors import StackError
-from dev.faulty_provider import FaultyProvider
-from dev.provider_log import CLIENT_LEFT
-from dev.provider_settings import ABSENT, ABSURD_RETRY_AFTER, CHAT, EMBEDDINGS
+from dev.faulty import answers as provider_answers
+from dev.faulty import process as faulty_provider
+from dev.faulty.log import CLIENT_LEFT
+from dev.faulty.process import FaultyProvider
+from dev.faulty.settings import ABSENT, ABSURD_RETRY_AFTER, CHAT, EMBEDDINGS
 from tests.eventually import eventually
 
 HELLO = [{"role": "user", "content": "hello, world"}]
@@ -456,7 +457,7 @@ def test_a_process_starts_as_ordered_or_says_why_not() -> None:
     port = faulty_provider.ports.free_port()
     fault = json.dumps({"kind": "server_error", "next": 1})
     options = ["--port", str(port), "--chunks", "2", "--models", "a", "b", "--limit-requests", "1", "--fault", fault]
-    command = [sys.executable, "-m", "dev.faulty_provider", *options]
+    command = [sys.executable, "-m", "dev.faulty.process", *options]
     with subprocess.Popen(command, cwd=faulty_provider.ROOT) as running:
         provider = FaultyProvider(port)
         try:

@@ -11,14 +11,14 @@ import psutil
 import pytest
 
 from dev import ports, stack, valkey
-from dev.faulty_provider import FaultyProvider
+from dev.faulty.process import FaultyProvider
 from tasks import enqueue
 from tests.conftest import ROOT
 from tests.eventually import eventually
 from tests.workers import Workers
-from worker import broker as brokers
-from worker.broker import Broker
 from worker.errors import BrokerUnavailable
+from worker.records import broker as brokers
+from worker.records.broker import Broker
 
 #: Valkey would be ended by the signal that its next byte is too many; a full disk gives it an error instead.
 UNSIGNALLED = ("sh", "-c", "trap '' XFSZ; exec \"$@\"", "sh")

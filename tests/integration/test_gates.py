@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from tests.eventually import eventually
 from tests.integration import probes
 from tests.workers import Workers
-from worker import gates, message
-from worker.broker import Broker, Delivery, Fetched, Submission, Wanted
 from worker.errors import NoPermit
-from worker.gate_policy import Bucket, Gate
-from worker.gates import Charge, Meter
-from worker.priority import Priority
+from worker.limits import gates
+from worker.limits.gates import Charge, Meter
+from worker.policy.gate import Bucket, Gate
+from worker.policy.priority import Priority
+from worker.records import message
+from worker.records.broker import Broker, Delivery, Fetched, Submission, Wanted
 
 LEASE_S = 60.0
 ROOT = Path(__file__).resolve().parents[2]
@@ -282,7 +283,7 @@ def test_a_batch_takes_the_urgent_first_whatever_came_first(broker: Broker) -> N
 
 @pytest.fixture
 def gated(monkeypatch: pytest.MonkeyPatch) -> Gate:
-    from worker.policy import load
+    from worker.policy.policy import load
 
     gate = Gate(requests=Bucket(limit=60, burst=2), tokens=Bucket(rate=0.001, burst=100))
     policy = load().model_copy(update={"gates": {"g": gate, "provider": Gate()}})
@@ -291,7 +292,7 @@ def gated(monkeypatch: pytest.MonkeyPatch) -> Gate:
 
 
 def meter(broker: Broker, charge: Charge | None = None) -> Meter:
-    from worker.policy import load
+    from worker.policy.policy import load
 
     queue = load().queue("chat").model_copy(update={"gate": "g"})
     return Meter(broker, queue, Priority.HIGH.step, charge)

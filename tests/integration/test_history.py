@@ -26,10 +26,10 @@ from hypothesis.stateful import (
 )
 
 from tests.queue_model import HELD, LATER, Model
-from worker.audit import audit
-from worker.broker import Broker, Delivery, Submission, Wanted, fetch_args, parse_fetched
-from worker.policy import load as load_policy
-from worker.priority import STEPS
+from worker.inspection.audit import audit
+from worker.policy.policy import load as load_policy
+from worker.policy.priority import STEPS
+from worker.records.broker import Broker, Delivery, Submission, Wanted, fetch_args, parse_fetched
 
 QUEUES = ("chat", "embedding")
 OWNERS = ("ann", "bob", "cid")

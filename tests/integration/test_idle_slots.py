@@ -8,7 +8,7 @@ from tasks import Embedding, enqueue
 from tests.eventually import eventually
 from tests.integration import probes
 from tests.workers import Workers
-from worker.broker import Broker
+from worker.records.broker import Broker
 
 JOBS = 300
 

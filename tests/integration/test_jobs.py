@@ -3,14 +3,16 @@
 import pytest
 from sqlalchemy import text
 
-from db import conversations, neighbours
+from db.conversations import turns
 from db.engine import transaction
-from tasks import Embedding, enqueue, llm, notice
-from tasks.enqueue import Options
+from db.vectors import neighbours
+from tasks import Embedding, enqueue, notice
+from tasks.producer.enqueue import Options
+from tasks.provider import llm
 from tests.eventually import eventually
 from tests.workers import Workers
-from worker.broker import Broker
 from worker.errors import JobFailed
+from worker.records.broker import Broker
 
 BRIEF = "You are a helpful assistant. Answer in one sentence."
 
@@ -28,7 +30,7 @@ def test_a_chat_is_answered_and_kept_once(workers: Workers) -> None:
     assert "Paris" in answer["text"]
     assert answer["usage"]["prompt_tokens"] > 0
     assert answer["usage"]["completion_tokens"] > 0
-    assert [(each.role, each.content) for each in conversations.history("geo")] == [
+    assert [(each.role, each.content) for each in turns.history("geo")] == [
         ("user", "What is the capital of France?"),
         ("assistant", answer["text"]),
     ]
@@ -39,7 +41,7 @@ def test_the_model_sees_the_conversation_so_far(workers: Workers) -> None:
     first = enqueue.chat("My name is Ada.", conversation="memory", max_tokens=8).result(60)
     second = enqueue.chat("What did I say?", conversation="memory", max_tokens=8).result(60)
     assert second["usage"]["prompt_tokens"] > first["usage"]["prompt_tokens"]
-    assert len(conversations.history("memory")) == 4
+    assert len(turns.history("memory")) == 4
 
 
 def test_a_second_run_of_a_chat_adds_nothing_and_says_the_same(workers: Workers, broker: Broker) -> None:
@@ -49,12 +51,12 @@ def test_a_second_run_of_a_chat_adds_nothing_and_says_the_same(workers: Workers,
     run_again(broker, job.id, "tasks.chat", "chat", {"message": "Say a number.", "conversation": "twice"})
     eventually(lambda: job.record().get("delivery") == "1" and job.status == "SUCCESS")
     assert job.result(60)["text"] == first["text"]
-    assert len(conversations.history("twice")) == 2
+    assert len(turns.history("twice")) == 2
 
 
 def run_again(broker: Broker, job_id: str, task: str, queue: str, kwargs: dict[str, object]) -> None:
     """Forget a job's record and push its message anew, as a producer would that lost its memory."""
-    from worker import message
+    from worker.records import message
 
     broker.redis.delete(broker.keys.job(job_id))
     broker.redis.lpush(queue, message.write(task, job_id, queue, 0, kwargs))
@@ -69,7 +71,7 @@ def test_a_cancelled_or_expired_chat_keeps_the_users_message(workers: Workers) -
     for job, state in ((cancelled, "cancelled"), (expired, "expired")):
         eventually(lambda job=job, state=state: job.record()["state"] == state)
         assert job.status == "REVOKED"
-    assert {each.content for each in conversations.history("kept")} == {"cancelled question", "expired question"}
+    assert {each.content for each in turns.history("kept")} == {"cancelled question", "expired question"}
 
 
 def test_a_chat_for_a_model_that_does_not_exist_is_dead_lettered(workers: Workers) -> None:
@@ -79,7 +81,7 @@ def test_a_chat_for_a_model_that_does_not_exist_is_dead_lettered(workers: Worker
         job.result(60)
     assert failed.value.state == "dead"
     assert job.status == "FAILURE"
-    assert [each.content for each in conversations.history("no model")] == ["hello", notice.TEXTS["dead"]]
+    assert [each.content for each in turns.history("no model")] == ["hello", notice.TEXTS["dead"]]
 
 
 def test_embedding_jobs_share_calls_and_keep_their_own_results(workers: Workers, broker: Broker) -> None:

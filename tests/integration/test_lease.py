@@ -14,10 +14,10 @@ from tests.eventually import eventually
 from tests.integration import probes
 from tests.line import Line
 from tests.workers import Workers
-from worker import broker as brokers
-from worker import lease
-from worker.broker import Broker, Delivery
-from worker.lease import Lease
+from worker.records import broker as brokers
+from worker.records.broker import Broker, Delivery
+from worker.runtime import lease
+from worker.runtime.lease import Lease
 
 
 @pytest.fixture

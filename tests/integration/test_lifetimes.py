@@ -21,13 +21,16 @@ from cache.memory import Memory
 from cache.settings import Settings
 from cache.store import Cache
 from cache.versions import Versions
-from db import query_cache, query_kinds, table_versions
-from dev.faulty_provider import FaultyProvider
-from tasks import cached, enqueue
-from tasks.bulk_group import BulkGroup, Piece
-from tasks.enqueue import Options
-from tasks.job import Job
-from tasks.payloads import BulkInsert, Embedding, check
+from db.query_cache import kinds as query_kinds
+from db.query_cache import results as query_cache
+from db.query_cache import table_versions
+from dev.faulty.process import FaultyProvider
+from tasks import enqueue
+from tasks.producer.bulk_group import BulkGroup, Piece
+from tasks.producer.enqueue import Options
+from tasks.producer.job import Job
+from tasks.producer.payloads import BulkInsert, Embedding, check
+from tasks.provider import cached
 from tasks.stream_writer import Writer
 from tests.eventually import eventually
 from tests.integration import probes
@@ -36,12 +39,13 @@ from tests.integration.test_deadletters import age, die
 from tests.integration.test_gates import LEASE_S, PER_MINUTE, jobs, put, rules
 from tests.integration.test_records import fetch, submission
 from tests.workers import Workers
-from worker import deadletters, policy
 from worker.app import app
-from worker.broker import Broker, Delivery
-from worker.gates import Charge, Meter
-from worker.keys import PERMANENT, STEMS
-from worker.priority import Priority
+from worker.inspection import dead_letters
+from worker.limits.gates import Charge, Meter
+from worker.policy import policy
+from worker.policy.priority import Priority
+from worker.records.broker import Broker, Delivery
+from worker.records.keys import PERMANENT, STEMS
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Each so far from the others that none is taken for another.
@@ -111,13 +115,13 @@ def of_drop(broker: Broker) -> Step:
 
 def of_purge(broker: Broker) -> Step:
     die(broker)
-    return RETENTION["record_s"], [broker.keys.job("a")], lambda: deadletters.purge(broker, "a")
+    return RETENTION["record_s"], [broker.keys.job("a")], lambda: dead_letters.purge(broker, "a")
 
 
 def of_expire(broker: Broker) -> Step:
     die(broker)
     age(broker, "a", 1)
-    return RETENTION["record_s"], [broker.keys.job("a")], lambda: deadletters.expire(broker, 1000)
+    return RETENTION["record_s"], [broker.keys.job("a")], lambda: dead_letters.expire(broker, 1000)
 
 
 def of_once(broker: Broker) -> Step:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tasks import llm
-from tasks.metering import Unmetered
+from tasks.provider import llm
+from tasks.provider.metering import Unmetered
 from tests.eventually import eventually
-from worker import cancellation
+from worker.runtime import cancellation
 
 HELLO = [{"role": "user", "content": "hello"}]
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"

@@ -12,9 +12,9 @@ from tasks import Job
 from tests.eventually import eventually
 from tests.integration import probes
 from tests.workers import Workers
-from worker import overview
 from worker.app import app
-from worker.broker import Broker
+from worker.inspection import overview
+from worker.records.broker import Broker
 
 SECRET = "a text that nobody is to see"
 WAYS = ["return", "retry", "fail", "replace"]

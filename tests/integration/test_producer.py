@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from tasks import BulkInsert, Chat, Embedding, Job, enqueue
-from tasks.enqueue import Options
+from tasks.producer.enqueue import Options
 from tests.workers import Workers
-from worker import message
-from worker.broker import Broker
 from worker.errors import JobRefused, ResultTimeout, UnknownJob
-from worker.gate_policy import Bucket, Gate
-from worker.policy import load as load_policy
+from worker.policy.gate import Bucket, Gate
+from worker.policy.policy import load as load_policy
+from worker.records import message
+from worker.records.broker import Broker
 
 
 def test_importing_it_stays_thin() -> None:

@@ -8,7 +8,7 @@ import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
 from dev import stack
-from dev.provider import CHAT_MODEL, EMBEDDING_MODEL
+from dev.provider.process import CHAT_MODEL, EMBEDDING_MODEL
 from tests.eventually import eventually
 
 PARIS: list[ChatCompletionMessageParam] = [

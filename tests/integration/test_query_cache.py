@@ -17,14 +17,19 @@ import redis
 from sqlalchemy import insert, select, text, update
 from sqlalchemy.exc import DataError
 
-from db import bulk, changes, conversations, documents, engine, models, neighbours, query_cache, table_versions, touched
-from db.changes import Change, Operation
-from db.documents import Document
+from db import engine, models
+from db.bulk import changes, inserts
+from db.bulk.changes import Change, Operation
+from db.conversations import turns
 from db.engine import transaction
 from db.errors import QueryCacheError
+from db.query_cache import results as query_cache
+from db.query_cache import table_versions, touched
+from db.vectors import documents, neighbours
+from db.vectors.documents import Document
 from dev import stack
 from tests.eventually import eventually
-from worker.broker import Broker
+from worker.records.broker import Broker
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "test:conversations:all:languages"
@@ -145,7 +150,7 @@ def test_what_is_committed_is_read(reader: Reader, write: Callable[[], None]) ->
 
 
 def test_a_plain_copy_and_a_cascade_count_too(reader: Reader) -> None:
-    bulk.insert("job-2", "conversations", ("id", "language"), [("b", "fr")])
+    inserts.insert("job-2", "conversations", ("id", "language"), [("b", "fr")])
     assert reader() == ["en", "fr"]
     change = Change("conversations", ("id",), Operation.DELETE, ("id",))
     changes.apply(change, [("a",)])
@@ -153,17 +158,17 @@ def test_a_plain_copy_and_a_cascade_count_too(reader: Reader) -> None:
 
 
 def test_another_table_s_commit_ends_nothing(reader: Reader) -> None:
-    conversations.store_notice("job-3", "a", "busy", "wait")
+    turns.store_notice("job-3", "a", "busy", "wait")
     documents.store([Document("key", "text", [1, 0], "model")])
     reader()
     assert reader.asked == 1
 
 
 def test_a_statement_that_changed_nothing_ends_nothing(reader: Reader) -> None:
-    conversations.store_user_message("job-4", "a", "hello")
+    turns.store_user_message("job-4", "a", "hello")
     reader()
     assert reader.asked == 1
-    conversations.store_user_message("job-5", "b", "hello")
+    turns.store_user_message("job-5", "b", "hello")
     assert reader() == ["en", None]
 
 
@@ -193,7 +198,7 @@ def test_what_ends_is_committed_already(reader: Reader, monkeypatch: pytest.Monk
 def test_who_writes_messages_has_nothing_to_end(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[str] = []
     monkeypatch.setattr(table_versions, "end", ended.extend)
-    conversations.store_notice("job-6", "a", "busy", "wait")
+    turns.store_notice("job-6", "a", "busy", "wait")
     assert ended == []
     by_core()
     assert ended == ["table:conversations"]

@@ -5,11 +5,11 @@ import json
 import pytest
 
 from tests.eventually import eventually
-from worker import broker as brokers
-from worker import message
-from worker.broker import Broker, Fetched, Submission, Wanted
 from worker.errors import QueueFull
-from worker.policy import load as load_policy
+from worker.policy.policy import load as load_policy
+from worker.records import broker as brokers
+from worker.records import message
+from worker.records.broker import Broker, Fetched, Submission, Wanted
 
 CHAT = ["chat"]
 LEASE_S = 60.0

@@ -2,10 +2,10 @@
 
 from sqlalchemy import text
 
-from db import documents, reembedding
-from db.documents import Document
 from db.engine import transaction
-from dev.provider import EMBEDDING_MODEL
+from db.vectors import documents, reembedding
+from db.vectors.documents import Document
+from dev.provider.process import EMBEDDING_MODEL
 from tests.commands import Cli
 from tests.eventually import eventually
 from tests.workers import Workers

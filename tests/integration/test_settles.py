@@ -15,8 +15,8 @@ from tests.integration.held_batch import hold_batch
 from tests.line import Line
 from tests.workers import Worker, Workers
 from worker.app import app
-from worker.broker import Broker
 from worker.errors import JobFailed
+from worker.records.broker import Broker
 
 BATCH = 3
 

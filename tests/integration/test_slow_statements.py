@@ -10,10 +10,12 @@ import pytest
 import sqlalchemy.exc
 from sqlalchemy import text
 
-from db import bulk, engine, index_advice, normal_form, plans, slow_statements, statements
+from db import engine
+from db.bulk import inserts
 from db.engine import transaction
 from db.errors import UnknownStatementError
-from db.slow_statements import Kept
+from db.tuning import index_advice, normal_form, plans, slow_statements, statements
+from db.tuning.slow_statements import Kept
 from tests.commands import Cli
 
 SECRET = "open sesame"
@@ -56,7 +58,7 @@ def kept() -> dict[str, Kept]:
 
 
 def test_slow_runs_of_one_kind_are_counted_together(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "db.statements"):
+    with caplog.at_level(logging.INFO, "db.tuning.statements"):
         for seconds in (0.06, 0.2):
             execute("SELECT pg_sleep(:seconds)", seconds=seconds)
         execute("SELECT pg_sleep(0.001)")
@@ -123,7 +125,7 @@ def test_what_failed_counts_too() -> None:
 def test_copy_is_timed(big: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUERY_SLOW_THRESHOLD", "0")
     engine.close()
-    bulk.insert(None, big, ["id", "note"], [[-1, SECRET]])
+    inserts.insert(None, big, ["id", "note"], [[-1, SECRET]])
     assert any(each.startswith('COPY "public"."scratch_big"') for each in kept())
 
 

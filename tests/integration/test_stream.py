@@ -12,15 +12,15 @@ from queue import SimpleQueue
 import pytest
 
 from tasks import enqueue
-from tasks.job import Job
-from tasks.stream import End, Event, Restart, Text
+from tasks.producer.job import Job
+from tasks.producer.stream import End, Event, Restart, Text
 from tasks.stream_writer import Writer
 from tests.eventually import eventually
 from tests.integration.test_llm import HEAD, part
 from tests.workers import Workers
-from worker import message
-from worker.broker import Broker, Delivery, Submission
 from worker.errors import JobFailed, JobRefused, ResultTimeout, UnknownJob
+from worker.records import message
+from worker.records.broker import Broker, Delivery, Submission
 
 DONE = part(finish_reason="stop") + b"data: [DONE]\n\n"
 

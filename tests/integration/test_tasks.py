@@ -7,7 +7,7 @@ from tasks import Job
 from tests.eventually import eventually
 from tests.integration import probes
 from tests.workers import Workers
-from worker.broker import Broker
+from worker.records.broker import Broker
 
 
 @pytest.mark.parametrize("pool", ["threads", "prefork"])

@@ -21,9 +21,9 @@ from tasks import Job, enqueue
 from tests.eventually import eventually
 from tests.integration import probes
 from tests.workers import Workers
-from worker import message
-from worker.broker import Broker
-from worker.transport import Transport
+from worker.records import message
+from worker.records.broker import Broker
+from worker.runtime.transport import Transport
 
 PLAIN = """
 from celery import Celery

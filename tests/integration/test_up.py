@@ -14,8 +14,8 @@ import pytest
 from dev import ports, stack
 from tasks import enqueue
 from tests.eventually import eventually
-from worker import overview
-from worker.broker import Broker
+from worker.inspection import overview
+from worker.records.broker import Broker
 
 ROOT = Path(__file__).resolve().parents[2]
 LANES = ["bulk_insert", "chat", "embedding"]

@@ -11,7 +11,7 @@ from tasks import Job
 from tests.eventually import eventually
 from tests.integration import probes
 from tests.workers import Worker, Workers
-from worker.broker import Broker
+from worker.records.broker import Broker
 
 LANE = "import sys, tests.integration.probes; from cli.app import main; sys.argv[1:] = ['worker', 'chat']; main()"
 

@@ -6,7 +6,7 @@ from queue import SimpleQueue
 
 import pytest
 
-from tasks import alarm
+from tasks.provider import alarm
 
 
 def test_alarms_go_off_in_order_also_those_set_later_for_earlier() -> None:

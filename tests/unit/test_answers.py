@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from worker.batching import BatchJob, answers
-from worker.task import BodyFailed
+from worker.runtime.batching import BatchJob, answers
+from worker.runtime.task import BodyFailed
 
 JOBS = [("a", {"text": "good"}), ("b", {"text": "bad"}), ("c", {"text": "good"})]
 

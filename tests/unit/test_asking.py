@@ -2,8 +2,8 @@
 
 import pytest
 
-from tasks.asking import most_telling
-from tasks.provider_error import (
+from tasks.provider.asking import most_telling
+from tasks.provider.errors import (
     BreakerOpen,
     ModelUnknown,
     ProviderAway,

@@ -9,8 +9,8 @@ from celery.app.trace import loads_message
 from kombu.message import Message
 from kombu.serialization import dumps
 
-from worker import bodies
-from worker.bodies import JSON, Unreadable
+from worker.runtime import bodies
+from worker.runtime.bodies import JSON, Unreadable
 
 ACCEPTED = ["json"]
 

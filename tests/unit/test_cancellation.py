@@ -1,6 +1,6 @@
 """What a running job closes when it is cancelled."""
 
-from worker import cancellation
+from worker.runtime import cancellation
 
 
 def test_a_cancelled_job_closes_what_it_waits_for_once() -> None:

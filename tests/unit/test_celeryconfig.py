@@ -19,11 +19,11 @@ from celery.utils.saferepr import saferepr
 from kombu import Connection
 
 import celeryconfig
-from worker import message
-from worker.policy import load as load_policy
-from worker.priority import STEPS
-from worker.task import Job
-from worker.transport import Channel, Transport
+from worker.policy.policy import load as load_policy
+from worker.policy.priority import STEPS
+from worker.records import message
+from worker.runtime.task import Job
+from worker.runtime.transport import Channel, Transport
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {name: value for name, value in vars(celeryconfig).items() if not name.startswith("_")}
@@ -82,7 +82,7 @@ def test_celery_takes_the_settings_without_a_complaint() -> None:
         ("worker_enable_remote_control", True),
         ("worker_cancel_long_running_tasks_on_connection_loss", False),
         ("worker_max_tasks_per_child", None),
-        ("worker_consumer", "worker.consumer:Consumer"),
+        ("worker_consumer", "worker.runtime.consumer:Consumer"),
         ("broker_connection_retry_on_startup", True),
         ("broker_connection_max_retries", None),
         ("timezone", "UTC"),
@@ -124,7 +124,7 @@ def test_kombu_keeps_its_list_layout_with_our_steps() -> None:
 def test_defaults_without_an_environment() -> None:
     settings = read()
     assert settings["broker_url"] == settings["result_backend"] == "redis://127.0.0.1:6379/0"
-    assert settings["broker_transport"] == "worker.transport:Transport"
+    assert settings["broker_transport"] == "worker.runtime.transport:Transport"
     assert settings["broker_transport_options"]["global_keyprefix"] == ""
     assert settings["worker_prefetch_multiplier"] == 1
     most = max(queue.concurrency for queue in load_policy().queues.values())
@@ -143,7 +143,7 @@ def test_the_environment_wins() -> None:
         FOREBAY_RETENTION_RESULT_S="60",
     )
     assert settings["broker_url"] == "sentinel://127.0.0.1:1/0"
-    assert settings["broker_transport"] == "worker.transport:SentinelTransport"
+    assert settings["broker_transport"] == "worker.runtime.transport:SentinelTransport"
     assert settings["result_backend"] == "redis://127.0.0.1:2/3"
     assert settings["worker_prefetch_multiplier"] == 7
     assert settings["redis_max_connections"] == settings["broker_transport_options"]["max_connections"] == 77

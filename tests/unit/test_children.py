@@ -7,7 +7,7 @@ import sys
 import psutil
 import pytest
 
-from worker import children
+from worker.runtime.pools import children
 
 
 def test_no_garbage_is_looked_for_while_a_batch_runs_whatever_it_raises() -> None:

@@ -11,7 +11,7 @@ from uuid import UUID
 import numpy as np
 import pytest
 
-from db import copy_text
+from db.bulk import copy_text
 from db.errors import RowError
 from db.schema import Column, Kind
 

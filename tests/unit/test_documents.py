@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.job import STATUS
+from tasks.producer.job import STATUS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"

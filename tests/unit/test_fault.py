@@ -5,9 +5,10 @@ import sqlalchemy.exc
 from kombu.exceptions import OperationalError
 
 from db.errors import TextError
-from tasks import fault, llm
+from tasks import fault
+from tasks.provider import llm
 from worker.errors import BrokerUnavailable, JobRefused, QueueFull
-from worker.outcome import Fault
+from worker.runtime.outcome import Fault
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker import fingerprint
+from worker.records import fingerprint
 
 FRAMES = """Traceback (most recent call last):
   File "/{root}/tasks/chat.py", line {line}, in {function}

@@ -3,7 +3,7 @@
 import threading
 from typing import Any
 
-from worker.gathering import Gatherer
+from worker.runtime.gathering import Gatherer
 
 
 def hand_over(gatherer: Gatherer, *requests: str) -> None:

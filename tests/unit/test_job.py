@@ -1,6 +1,6 @@
 """The names of jobs."""
 
-from tasks.job import LONGEST_ID, rejected_id
+from tasks.producer.job import LONGEST_ID, rejected_id
 
 
 def test_the_job_of_refused_rows_has_one_name_that_fits() -> None:

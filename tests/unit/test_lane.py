@@ -7,10 +7,10 @@ import pytest
 from celery.bin.worker import worker
 from kombu.common import PREFETCH_COUNT_MAX
 
-from worker import lane
 from worker.app import app
-from worker.policy import load as load_policy
-from worker.queue_policy import Batch, Queue
+from worker.policy.policy import load as load_policy
+from worker.policy.queue import Batch, Queue
+from worker.runtime.process import lane
 
 
 def queue(pool: Any = "threads", **more: Any) -> Queue:
@@ -57,7 +57,7 @@ def test_a_lane_on_threads_starts_as_declared() -> None:
     given = as_celery_reads(lane.command(queue(concurrency=32, prefetch_multiplier=3), loglevel="WARNING"))
     assert given["queues"] == ["chat"]
     assert given["hostname"].startswith("chat@")
-    assert given["pool"].__module__ == "worker.threads"
+    assert given["pool"].__module__ == "worker.runtime.pools.threads"
     assert int(given["concurrency"]) == 32
     assert given["prefetch_multiplier"] == 3
     assert given["without_mingle"]
@@ -69,7 +69,7 @@ def test_a_lane_on_threads_starts_as_declared() -> None:
 
 def test_a_prefork_lane_recycles_its_children_by_tasks_and_by_kib() -> None:
     given = as_celery_reads(lane.command(queue("prefork", max_tasks_per_child=7, max_memory_per_child_mib=512)))
-    assert given["pool"].__module__ == "worker.prefork"
+    assert given["pool"].__module__ == "worker.runtime.pools.prefork"
     assert given["max_tasks_per_child"] == 7
     assert given["max_memory_per_child"] == 512 * 1024
 

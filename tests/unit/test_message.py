@@ -8,7 +8,7 @@ from celery import Celery
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker import message
+from worker.records import message
 
 
 def celery_envelope() -> dict[str, Any]:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from db import normal_form
+from db.tuning import normal_form
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.outcome import Dead, Fault, Retry, Snooze, decide
-from worker.queue_policy import Retry as Policy
+from worker.policy.queue import Retry as Policy
+from worker.runtime.outcome import Dead, Fault, Retry, Snooze, decide
 
 policies = st.builds(
     lambda attempts, backoff, extra, jitter: Policy(

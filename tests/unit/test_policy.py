@@ -10,9 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from worker.errors import ConfigurationError
-from worker.policy import DEFAULT_FILE, Policy, effective, load
-from worker.queue_policy import ONLY_FOR
-from worker.queuefile import LARGEST_BYTES, MOST_FORBIDDEN
+from worker.policy.policy import DEFAULT_FILE, Policy, effective, load
+from worker.policy.queue import ONLY_FOR
+from worker.policy.queue_file import LARGEST_BYTES, MOST_FORBIDDEN
 
 ROOT = Path(__file__).resolve().parents[2]
 Write = Callable[[str | bytes], Path]
@@ -436,7 +436,7 @@ def test_every_key_of_the_projects_file_is_shown_with_its_line() -> None:
 
 def test_loading_is_quick_and_brings_no_heavy_package() -> None:
     program = (
-        "import sys, worker.policy, worker.priority, worker.errors; worker.policy.load(); "
+        "import sys, worker.policy.policy, worker.policy.priority, worker.errors; worker.policy.policy.load(); "
         "print(*{'celery', 'kombu', 'redis', 'sqlalchemy', 'openai'} & set(sys.modules))"
     )
     clean = {name: value for name, value in os.environ.items() if not name.startswith("FOREBAY_")}

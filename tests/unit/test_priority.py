@@ -4,7 +4,7 @@ import pytest
 from kombu.transport.redis import PRIORITY_STEPS
 
 from worker.errors import JobRefused
-from worker.priority import FETCH_ORDER, STEPS, Priority, of_step, parse
+from worker.policy.priority import FETCH_ORDER, STEPS, Priority, of_step, parse
 
 URGENT_FIRST = ["CRITICAL", "HIGH", "NORMAL", "LOW", "BATCH"]
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dev.provider_limits import Window
+from dev.faulty.limits import Window
 
 # Quarters are exact in binary, so that the definition below and the code round nothing.
 CALLS = st.lists(st.tuples(st.integers(0, 12), st.integers(1, 6)), max_size=40)

@@ -2,8 +2,9 @@
 
 import pytest
 
-from db import query_kinds, written_tables
 from db.errors import SettingError
+from db.query_cache import kinds as query_kinds
+from db.query_cache import written_tables
 
 
 def test_every_faulty_variable_is_named() -> None:

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.errors import ConfigurationError
-from worker.policy import DEFAULT_FILE, Policy, load
-from worker.queuefile import COMMON, DEEPEST, LARGEST_BYTES, SCALARS, SHARED, Reading, read, whole_number
+from worker.policy.policy import DEFAULT_FILE, Policy, load
+from worker.policy.queue_file import COMMON, DEEPEST, LARGEST_BYTES, SCALARS, SHARED, Reading, read, whole_number
 
 PLAIN = "queues:\n  chat:\n    task: tasks.chat\n    pool: threads\n"
 

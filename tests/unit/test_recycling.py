@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import pytest
 from celery.worker import state
 
-from worker.queue_policy import Queue
-from worker.recycling import Recycler
-from worker.request import wedged
+from worker.policy.queue import Queue
+from worker.runtime.process.recycling import Recycler
+from worker.runtime.request import wedged
 
 
 @pytest.fixture

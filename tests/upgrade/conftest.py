@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from dev import stack
-from dev.faulty_provider import FaultyProvider
+from dev.faulty.process import FaultyProvider
 from tests.upgrade import release
 from tests.upgrade.release import Producer, Release
 from tests.workers import Workers
-from worker.broker import Broker
+from worker.records.broker import Broker
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCHIVE = ROOT / "tests" / "previous" / "release.tar.gz"

@@ -10,11 +10,11 @@ import pytest
 from sqlalchemy import text
 
 from db.engine import transaction
-from dev.faulty_provider import FaultyProvider
+from dev.faulty.process import FaultyProvider
 from tests.eventually import eventually
 from tests.upgrade.release import Release
 from tests.workers import Worker
-from worker.broker import Broker
+from worker.records.broker import Broker
 
 #: So little at once that each worker of a lane gets its part.
 SMALL = {

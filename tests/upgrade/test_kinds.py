@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import text
 
 from db.engine import transaction
-from dev.faulty_provider import FaultyProvider
+from dev.faulty.process import FaultyProvider
 from tests.eventually import eventually
 from tests.upgrade.release import Raised, Release
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from db import migration
-from dev.faulty_provider import FaultyProvider
+from dev.faulty.process import FaultyProvider
 from tests.eventually import eventually
 from tests.upgrade.release import Raised, Release
-from worker.broker import Broker
+from worker.records.broker import Broker
 
 Pair = tuple[Release, Release]
 

@@ -1,0 +1,1 @@
+"""`./forebay chaos`: faults, the load beside them, and the verdict."""

@@ -1,0 +1,1 @@
+"""Files of rows, read piece by piece."""

@@ -1,0 +1,1 @@
+"""Conversations, their messages, pages of them, and search."""

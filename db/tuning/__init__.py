@@ -1,0 +1,1 @@
+"""Slow statements, their plans, and the indexes that would help or that nobody uses."""

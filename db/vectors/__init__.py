@@ -1,0 +1,1 @@
+"""Documents and their vectors: kept, found, indexed, embedded anew."""

@@ -1,0 +1,1 @@
+"""A provider with latency, limits and faults to order."""

@@ -1,0 +1,1 @@
+"""The local models behind OpenAI's HTTP protocol."""

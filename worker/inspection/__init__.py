@@ -1,0 +1,1 @@
+"""What people look at: dead letters, audit, overview. Imports limits and below."""

@@ -1,0 +1,1 @@
+"""Celery's pools, and the children of one."""

@@ -15,7 +15,7 @@ from dev.processes import Log, Process, Runner
 from worker.errors import ForebayError
 
 if TYPE_CHECKING:  # they load Celery, for which the settings have to stand
-    from cli.chaos.faults import Fault
+    from cli.chaos.scene import Fault
     from cli.chaos.verdict import Verdict
 
 ROOT = Path(__file__).resolve().parents[2]

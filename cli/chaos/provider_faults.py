@@ -5,16 +5,13 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from cli.chaos.load import Order
+from cli.chaos.scene import Scene
 from cli.chaos.verdict import Accepted
 from dev.faulty.settings import ABSURD_RETRY_AFTER, RIGHT, Kind
 from tasks import Chat, Embedding, enqueue
 from tasks.producer.enqueue import Options
-
-if TYPE_CHECKING:
-    from cli.chaos.faults import Scene
 
 REQUESTS = 4
 REFUSED = "what the provider refuses"

@@ -11,8 +11,8 @@ from rich.progress import Progress, TaskID
 from sqlalchemy import text
 
 from cli.chaos import verdict as chaos_verdict
-from cli.chaos.faults import Fault, Scene
 from cli.chaos.load import Load
+from cli.chaos.scene import Fault, Scene
 from cli.chaos.verdict import Verdict
 from db.engine import transaction
 from dev.faulty.process import FaultyProvider

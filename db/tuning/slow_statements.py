@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import Connection, delete, func, select
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import delete, select
 
 from db.engine import transaction
 from db.errors import UnknownStatementError
 from db.models import SlowStatement
-
-#: So many kinds of statements are kept; those that were not seen for the longest time go first.
-MOST = 1000
-
-
-@dataclass(frozen=True)
-class Seen:
-    """Some slow runs of one kind of statement: how many, their time, how many failed, the plan of the slowest."""
-
-    fingerprint: str
-    statement: str
-    calls: int
-    total_ms: float
-    longest_ms: float
-    failures: int
-    plan: dict[str, Any] | None
+from db.tuning.seen import Seen
 
 
 @dataclass(frozen=True)
@@ -41,29 +23,6 @@ class Kept(Seen):
     @property
     def mean_ms(self) -> float:
         return self.total_ms / self.calls
-
-
-def add(connection: Connection, seen: Sequence[Seen]) -> None:
-    """Add runs to what is kept, in an order in which two processes cannot lock each other out."""
-    rows = [vars(each) for each in sorted(seen, key=lambda each: each.fingerprint)]
-    table = SlowStatement
-    new = insert(table).values(rows)
-    given = new.excluded
-    connection.execute(
-        new.on_conflict_do_update(
-            index_elements=[table.fingerprint],
-            set_={
-                "calls": table.calls + given.calls,
-                "total_ms": table.total_ms + given.total_ms,
-                "longest_ms": func.greatest(table.longest_ms, given.longest_ms),
-                "failures": table.failures + given.failures,
-                "plan": func.coalesce(given.plan, table.plan),
-                "last_at": func.now(),
-            },
-        )
-    )
-    beyond = select(table.fingerprint).order_by(table.last_at.desc(), table.fingerprint).offset(MOST)
-    connection.execute(delete(table).where(table.fingerprint.in_(beyond)))
 
 
 def listed(limit: int = 20, since: datetime | None = None) -> list[Kept]:

@@ -1,7 +1,7 @@
 """Times every statement of this process's engine; tells of the slow ones and keeps them, without their values.
 
 A fast statement costs two looks at the clock. A slow one is handed to a thread, which has a connection of its own for
-the plan and for what is kept (`slow_statements`): whoever ran it waits for nothing. When the database is away, or so
+the plan and for what is kept (`db.tuning.seen`): whoever ran it waits for nothing. When the database is away, or so
 many are slow that the thread is behind, the log still tells how many were not looked at.
 """
 
@@ -16,13 +16,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy.exc
 from sqlalchemy import Connection, Engine, ExceptionContext, event
 
-if TYPE_CHECKING:  # it imports the engine, which imports this module
-    from db.tuning.slow_statements import Seen
+from db.tuning.seen import Seen, add
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +158,7 @@ class Watch:
 
     def _tell(self, found: list[Slow]) -> None:
         """Log and keep some slow statements, one line and one row for each kind."""
-        from db.tuning import normal_form, slow_statements  # with sqlglot: only those load it who have slow statements
+        from db.tuning import normal_form  # with sqlglot: only those load it who have slow statements
 
         kinds: dict[str, list[Slow]] = {}
         for slow in found:
@@ -170,7 +169,7 @@ class Watch:
             with self._aside.connect() as connection:
                 seen.extend(self._seen(mark, alike, connection) for mark, alike in kinds.items())
                 if seen:
-                    slow_statements.add(connection, seen)
+                    add(connection, seen)
                     connection.commit()
         except sqlalchemy.exc.SQLAlchemyError as error:
             fault = f"; not kept: {str(getattr(error, 'orig', None) or error).strip()}"
@@ -183,7 +182,6 @@ class Watch:
 
     def _seen(self, mark: str, alike: Sequence[Slow], connection: Connection | None) -> Seen:
         from db.tuning import normal_form, plans
-        from db.tuning.slow_statements import Seen
 
         slowest = max(alike, key=lambda each: each.took_s)
         plan = None

@@ -6,13 +6,10 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from worker.errors import JobFailed, JobRefused, ResultTimeout
 from worker.records import broker
-
-if TYPE_CHECKING:
-    from tasks.producer.job import Job
 
 #: How long one read of the stream waits, and so how often the job's record is looked at while no text comes.
 BLOCK_S = 1.0
@@ -22,6 +19,17 @@ MOST_READ = 1000
 START = "0-0"
 #: An entry of the stream; behind a plus, how many characters of the stored result were given after it.
 ID = re.compile(r"(\d{1,20}-\d{1,20})(?:\+(\d{1,12}))?", re.ASCII)
+
+
+class Followed(Protocol):
+    """The job whose text is read: `tasks.producer.job.Job`."""
+
+    id: str
+    _inline: Any
+
+    def record(self) -> dict[str, str]: ...
+
+    def result(self, timeout: float | None = None) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ class _Place:
         return Text(text, at, entry)
 
 
-def read(job: Job, after: str | None, timeout: float | None) -> Iterator[Event]:
+def read(job: Followed, after: str | None, timeout: float | None) -> Iterator[Event]:
     """Yield a job's events behind the one whose id is ``after``: see `tasks.producer.job.Job.stream`."""
     if job._inline is not None:
         yield from _finished(_Place(), job._inline.value())

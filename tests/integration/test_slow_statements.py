@@ -14,7 +14,7 @@ from db import engine
 from db.bulk import inserts
 from db.engine import transaction
 from db.errors import UnknownStatementError
-from db.tuning import index_advice, normal_form, plans, slow_statements, statements
+from db.tuning import index_advice, normal_form, plans, seen, slow_statements, statements
 from db.tuning.slow_statements import Kept
 from tests.commands import Cli
 
@@ -148,7 +148,7 @@ def test_when_it_cannot_be_kept_it_is_told(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_only_so_many_kinds_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slow_statements, "MOST", 3)
+    monkeypatch.setattr(seen, "MOST", 3)
     for number in range(5):
         execute(f"SELECT {'1, ' * number}pg_sleep(0.06)")
         statements.finish()

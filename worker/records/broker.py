@@ -17,8 +17,7 @@ from worker.records.keys import Keys
 
 if TYPE_CHECKING:  # redis takes a quarter of a second to import: producers load it with their first job
     import redis
-
-    from worker.runtime.transport import Channel
+    from kombu.transport.redis import Channel
 
 #: A settle or an accept that waits longer than this for Redis is given up and repeated; both may be repeated.
 SOCKET_TIMEOUT_S = 5.0
@@ -305,7 +304,7 @@ def _connect(url: str) -> Broker:
 
     connection = Connection(
         url,
-        transport=celeryconfig.broker_transport,
+        transport="sentinel" if url.startswith("sentinel") else "redis",  # only its connections are used
         transport_options=celeryconfig.broker_transport_options,
         ssl=celeryconfig.broker_use_ssl,
     )
@@ -313,7 +312,7 @@ def _connect(url: str) -> Broker:
         channel: Channel = connection.channel()
     except connection.connection_errors as error:
         raise BrokerUnavailable(_unreachable_at(connection.as_uri(), error)) from error
-    return channel.broker
+    return Broker(client_of(channel), channel.global_keyprefix)
 
 
 def client_of(channel: Channel) -> redis.Redis:

@@ -1,7 +1,8 @@
 """What a job is and what it does. Producers need only ``from tasks import enqueue``."""
 
 from tasks.producer import enqueue
+from tasks.producer.enqueue import Options
 from tasks.producer.job import Group, Job
 from tasks.producer.payloads import BulkInsert, Chat, Embedding
 
-__all__ = ["BulkInsert", "Chat", "Embedding", "Group", "Job", "enqueue"]
+__all__ = ["BulkInsert", "Chat", "Embedding", "Group", "Job", "Options", "enqueue"]

@@ -123,7 +123,7 @@ def test_one_provider_s_answers_are_not_another_s(asked: FaultyProvider, monkeyp
 STAMPEDE = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from tasks import cached
+from tasks.provider import cached
 
 ask = lambda _: cached.chat([{"role": "user", "content": "hello"}], timeout_s=60, temperature=0).text
 with ThreadPoolExecutor(50) as pool:

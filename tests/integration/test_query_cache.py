@@ -277,7 +277,8 @@ def test_many_who_ask_at_once_ask_the_database_once() -> None:
 def in_another_process(code: str, machine: stack.Started) -> str:
     environment = {**os.environ, **machine.environment, "QUERY_CACHE_ENABLED": "true"}
     head = (
-        "from sqlalchemy import select, update; from db import models, query_cache; from db.engine import transaction\n"
+        "from sqlalchemy import select, update; from db import models; from db.engine import transaction\n"
+        "from db.query_cache import results as query_cache\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", head + code], cwd=ROOT, env=environment, check=False, capture_output=True, text=True

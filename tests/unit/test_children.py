@@ -24,7 +24,7 @@ def test_no_garbage_is_looked_for_while_a_batch_runs_whatever_it_raises() -> Non
 
 PARENT = """
 import os, signal
-from worker import children
+from worker.runtime.pools import children
 
 if os.fork() == 0:
     children.die_with_parent()

@@ -206,6 +206,60 @@ def test_a_process_that_ends_settles_what_is_left_and_gives_back_the_rest(broker
     assert end_of(broker, held) == 0
 
 
+def test_an_owner_that_leaves_during_a_renewal_does_not_come_back(
+    broker: Broker, own: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own.keep(["chat"])
+    renewed(broker, own, 1)
+    real, renewing, go_on = broker.renew, threading.Event(), threading.Event()
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        renewing.set()
+        go_on.wait(10)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(broker, "renew", slow)
+    assert renewing.wait(10)
+    leaving = threading.Thread(target=own.leave)
+    leaving.start()
+    eventually(lambda: own._stopped)
+    go_on.set()
+    leaving.join(10)
+    assert not leaving.is_alive()
+    assert own._thread is not None
+    own._thread.join(10)
+    assert end_of(broker, own) == 0
+
+
+def test_a_run_that_ends_does_not_wait_while_another_settle_is_repeated(broker: Broker, own: Lease) -> None:
+    repeating, go_on = threading.Event(), threading.Event()
+    first, second = taken(broker, own.owner), taken(broker, own.owner)
+
+    def refused_once(records: Broker, delivery: Delivery) -> str:
+        if not repeating.is_set():
+            repeating.set()
+            raise ResponseError("not now")
+        go_on.wait(10)
+        return records.done(delivery)
+
+    own.settle(first, refused_once)
+    again = threading.Thread(target=own._settle_again)
+    again.start()
+
+    def refused(*_: object) -> str:
+        raise ResponseError("not now")
+
+    ending = threading.Thread(target=own.settle, args=(second, refused))
+    ending.start()
+    ending.join(5)
+    was_held_up = ending.is_alive()
+    go_on.set()
+    again.join(10)
+    ending.join(10)
+    assert not was_held_up
+    assert state(first) == "succeeded"
+
+
 def test_a_forked_child_does_not_end_its_parents_lease(broker: Broker, own: Lease) -> None:
     running = taken(broker, own.owner)
     child = os.fork()

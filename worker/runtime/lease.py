@@ -23,7 +23,7 @@ from redis.exceptions import TimeoutError as NoAnswer
 
 from worker.inspection import dead_letters
 from worker.policy.policy import load as load_policy
-from worker.records.broker import Broker, Delivery
+from worker.records.broker import SOCKET_TIMEOUT_S, Broker, Delivery
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,6 @@ class Lease:
         self.renew_every_s = policy.renew_every_s
         self._queues: set[str] = set()
         self._unsettled: deque[tuple[Delivery, Settle]] = deque()
-        self._settling = threading.Lock()
         self._lost: deque[int] = deque()
         self._listener: Listener | None = None
         self._heard = 0
@@ -85,8 +84,7 @@ class Lease:
             said = settle(self.broker, delivery)
         except RedisError as error:
             logger.warning("job %s cannot be settled yet, will be repeated: %s", delivery.id, error)
-            with self._settling:
-                self._unsettled.append((delivery, settle))
+            self._unsettled.append((delivery, settle))
             return
         _warn_of_late(delivery, said)
 
@@ -109,8 +107,7 @@ class Lease:
                 _warn_of_late(delivery, said)
         except RedisError as error:
             logger.warning("%d jobs cannot be settled yet, will be repeated: %s", len(deliveries), error)
-            with self._settling:
-                self._unsettled.extend((delivery, Broker.done) for delivery in deliveries)
+            self._unsettled.extend((delivery, Broker.done) for delivery in deliveries)
 
     def lose(self, fetch: int) -> None:
         """Give up a fetch whose reply will not be read: whatever it leased goes back, at once or with Redis."""
@@ -175,17 +172,20 @@ class Lease:
                 logger.warning("a fetch of %d jobs broke off; they went back to their queue", back)
 
     def _settle_again(self) -> None:
-        with self._settling:
-            for _ in range(len(self._unsettled)):
+        """Repeat what found Redis away. No lock is held meanwhile: runs that end now must not wait for Redis."""
+        for _ in range(len(self._unsettled)):
+            try:
                 delivery, settle = self._unsettled.popleft()
-                try:
-                    settle(self.broker, delivery)
-                except (NotConnected, NoAnswer):
-                    self._unsettled.append((delivery, settle))
-                    raise
-                except Exception as error:
-                    self._unsettled.append((delivery, settle))  # behind the others, which may fare better
-                    logger.warning("job %s cannot be settled yet, will be repeated: %s", delivery.id, error)
+            except IndexError:  # the process ends, and its other thread took the last one
+                return
+            try:
+                settle(self.broker, delivery)
+            except (NotConnected, NoAnswer):
+                self._unsettled.append((delivery, settle))
+                raise
+            except Exception as error:
+                self._unsettled.append((delivery, settle))  # behind the others, which may fare better
+                logger.warning("job %s cannot be settled yet, will be repeated: %s", delivery.id, error)
 
     def _about(self) -> dict[str, str]:
         node = os.environ.get("FOREBAY_NODE") or socket.gethostname()
@@ -198,6 +198,8 @@ class Lease:
         atexit.unregister(self.leave)
         self._stopped = True
         self._woken.set()
+        if self._thread is not None:  # a renewal under way would bring the owner back after it has left
+            self._thread.join(SOCKET_TIMEOUT_S)
         try:
             self._settle_again()
             given_back = self.broker.leave(self.owner)

@@ -68,7 +68,7 @@ def sigstop(scene: Scene) -> None:
 
 def greed(scene: Scene) -> None:
     """Send a job to which the kernel refuses memory, and one that takes more than its lane allows a child."""
-    dead: dict[str, Any] = {"rows": 0, "ends": ("dead",), "reasons": ("failed",)}
+    dead: dict[str, Any] = {"rows": 0, "ends": ("dead",), "reasons": ("failed", "attempts spent")}
     scene.load.order(
         scene.load.task("chaos.greed", {"limited": True}, "bulk_insert", **dead),
         scene.load.task("chaos.greed", {"limited": False}, "bulk_insert"),

@@ -110,6 +110,13 @@ class Policy(Model):
             [f"queue {name!r} is not declared; queues.yaml has {known}{nearest(name, self.queues)}"]
         )
 
+    def lane_of(self, queue: str, task: str) -> Queue | None:
+        """Return the queue that a message came through, else the one that declares its task, or None.
+
+        Whoever decides about a run asks here: the task in its thread or child, and the worker when that is lost.
+        """
+        return self.queues.get(queue) or self.queue_of_task(task)
+
     def queue_of_task(self, task: str) -> Queue | None:
         """Return the queue that declares a task, None when none does."""
         return next((queue for queue in self.queues.values() if queue.task == task), None)

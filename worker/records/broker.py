@@ -14,6 +14,7 @@ from worker.errors import BrokerUnavailable, QueueFull
 from worker.policy.policy import load as load_policy
 from worker.records import fingerprint, scripts
 from worker.records.keys import Keys
+from worker.records.reason import Reason
 
 if TYPE_CHECKING:  # redis takes a quarter of a second to import: producers load it with their first job
     import redis
@@ -236,7 +237,7 @@ class Broker:
         """Settle a delivery by letting its job wait until the moment ``due``; ``spent`` attempts are counted."""
         return _text(self.run("reschedule", delivery.id, delivery.number, message, due, spent, error))
 
-    def bury(self, delivery: Delivery, reason: str, error: str, traceback: str = "") -> str:
+    def bury(self, delivery: Delivery, reason: Reason, error: str, traceback: str = "") -> str:
         """Settle a delivery as a dead letter, its message kept untouched."""
         like = fingerprint.of(reason, error, traceback)
         return _text(self.run("bury", delivery.id, delivery.number, reason, error, traceback, like))

@@ -31,7 +31,7 @@ def of(reason: str, error: str, traceback: str) -> str:
     named = ERROR_TYPE.match(first)
     kind = named.group() if named else ""
     text = " ".join(VARYING.sub("#", first[len(kind) :]).split())
-    mark = "\n".join((reason, kind, text, _place(traceback)))
+    mark = "\n".join((str(reason), kind, text, _place(traceback)))
     return hashlib.sha256(mark.encode("utf-8", "backslashreplace")).hexdigest()[:12]
 
 

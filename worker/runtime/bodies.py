@@ -11,6 +11,8 @@ from celery.app.trace import loads_message
 from kombu.message import Message
 from kombu.serialization import prepare_accept_content
 
+from worker.records.reason import Reason
+
 JSON = "application/json"
 #: What kombu writes into JSON for what JSON does not know; without it a body needs no look at each of its objects.
 _TAG = "__type__"
@@ -23,7 +25,7 @@ UNREAD: Triple = ([], {}, {})
 class Unreadable(ValueError):
     """A body that holds no task's arguments. ``reason`` is that of the dead letter."""
 
-    def __init__(self, reason: str, why: str) -> None:
+    def __init__(self, reason: Reason, why: str) -> None:
         super().__init__(why)
         self.reason = reason
 
@@ -46,10 +48,10 @@ def read(body: Any, content_type: str, content_encoding: str, accepted: Any) -> 
         else:
             parts = loads_message(body, content_type, content_encoding, accept=prepare_accept_content(accepted))
     except Exception as error:
-        raise Unreadable("undecodable", f"message.body: {error}") from error
+        raise Unreadable(Reason.UNDECODABLE, f"message.body: {error}") from error
     match parts:
         case [list() | tuple() as args, dict() as kwargs, dict() as embed]:
             return list(args), kwargs, embed
         case [list() | tuple() as args, dict() as kwargs, None]:
             return list(args), kwargs, {}
-    raise Unreadable("malformed", "message.body: not a list of arguments, keyword arguments and options")
+    raise Unreadable(Reason.MALFORMED, "message.body: not a list of arguments, keyword arguments and options")

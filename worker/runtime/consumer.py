@@ -12,6 +12,7 @@ from celery.worker import consumer
 from redis.exceptions import RedisError
 
 from worker.errors import JobFailed
+from worker.records.reason import Reason
 from worker.runtime.process import draining
 from worker.runtime.request import heed
 from worker.runtime.task import Job
@@ -51,22 +52,22 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]
         """Leave an event of a task to the next flush; Celery sends it in the loop's next turn, mostly alone."""
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
-        _bury(message, "undecodable", exc)
+        _bury(message, Reason.UNDECODABLE, exc)
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
-        _bury(message, "no task named", None)
+        _bury(message, Reason.NO_TASK, None)
         signals.task_rejected.send(sender=self, message=message, exc=None)
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
         name, job_id = message.headers.get("task"), message.headers.get("id")
-        _bury(message, "unknown task", NotRegistered(name))
+        _bury(message, Reason.UNKNOWN_TASK, NotRegistered(name))
         self.app.backend.store_result(job_id, NotRegistered(name), "FAILURE")
         if self.event_dispatcher:
             self.event_dispatcher.send("task-failed", uuid=job_id, exception=f"NotRegistered({name!r})")
         signals.task_unknown.send(sender=self, message=message, exc=exc, name=name, id=job_id)
 
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
-        _bury(message, "invalid task", exc)
+        _bury(message, Reason.INVALID_TASK, exc)
         signals.task_rejected.send(sender=self, message=message, exc=exc)
 
     def _heed(self, what: str, job_id: str) -> None:
@@ -94,12 +95,12 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]
             except (OSError, RedisError):  # the consumer's own list of connection errors holds KeyError too
                 raise
             except Exception as error:
-                return _bury(message, "malformed", error)
+                return _bury(message, Reason.MALFORMED, error)
 
         return guarded
 
 
-def _bury(message: Any, reason: str, error: Exception | None) -> None:
+def _bury(message: Any, reason: Reason, error: Exception | None) -> None:
     text = f"{type(error).__name__}: {error}"[:10_000] if error else ""
     logger.error("message %s is dead-lettered: %s %s", message.delivery_tag, reason, text)
     message.channel.qos.settle(message.delivery_tag, lambda broker, delivery: broker.bury(delivery, reason, text))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from worker.policy.queue import Retry as RetryPolicy
+from worker.records.reason import Reason
 
 
 class Fault(Enum):
@@ -32,7 +33,7 @@ class Snooze:
 class Dead:
     """Bury the job for ``reason``."""
 
-    reason: str
+    reason: Reason
 
 
 Outcome = Retry | Snooze | Dead
@@ -48,13 +49,13 @@ def decide(fault: Fault, attempts: int, policy: RetryPolicy, chance: float, afte
     """
     match fault:
         case Fault.FATAL:
-            return Dead("failed")
+            return Dead(Reason.FAILED)
         case Fault.AWAY if after_s is not None:
             return Snooze(after_s * (1 + policy.jitter * chance))
         case Fault.AWAY:
             return Snooze(_moved(policy.backoff_max_s, policy.jitter, chance))
         case Fault.PASSING if attempts + 1 >= policy.max_attempts:
-            return Dead("attempts spent")
+            return Dead(Reason.ATTEMPTS_SPENT)
         case Fault.PASSING:
             # beyond 2**63 the bound has long won; the exponent stays small enough for a float
             delay_s = min(policy.backoff_max_s, policy.backoff_s * 2.0 ** min(attempts, 63))

@@ -20,6 +20,7 @@ from worker.policy.policy import load as load_policy
 from worker.policy.queue import Retry as RetryPolicy
 from worker.records import message
 from worker.records.broker import Broker, Delivery
+from worker.records.reason import Reason
 from worker.runtime import bodies, cancellation, outcome
 from worker.runtime.lease import Settle
 from worker.runtime.outcome import Fault
@@ -106,7 +107,7 @@ class Request(request.Request):  # type: ignore[misc]
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         if not soft:
-            self._settle = _bury("time limit", f"ran for longer than {timeout} s", "")
+            self._settle = _bury(Reason.TIME_LIMIT, f"ran for longer than {timeout} s", "")
             self.acknowledge()
         super().on_timeout(soft, timeout)
 
@@ -137,13 +138,13 @@ class Request(request.Request):  # type: ignore[misc]
             case Retry() | Ignore() | Reject() | Terminated():
                 return self._settle
             case TimeLimitExceeded() if not self.in_company:
-                return _bury("time limit", str(error), "")
+                return _bury(Reason.TIME_LIMIT, str(error), "")
             case WorkerLostError() if state.should_stop is not None or state.should_terminate is not None:
                 return Broker.release  # whoever stops the worker may end its children too
             case WorkerLostError() | SystemExit() | KeyboardInterrupt() | TimeLimitExceeded():
                 return self._settle if self._success_was_stored() else self._after_loss(error, traceback)
             case _:
-                return _bury("failed", f"{type(error).__name__}: {error}", traceback)
+                return _bury(self._reason_of_failure(), f"{type(error).__name__}: {error}", traceback)
 
     def _wait_for(self, away: BaseException) -> None:
         self._settle = self._snooze(away)
@@ -166,7 +167,7 @@ class Request(request.Request):  # type: ignore[misc]
     def reject(self, requeue: bool = False) -> None:
         """Give the job back, or bury it. A noted settle wins: a lost pool child is neither."""
         if self._settle is Broker.done:
-            self._settle = Broker.release if requeue else _bury("rejected", "the task rejected its message", "")
+            self._settle = Broker.release if requeue else _bury(Reason.REJECTED, "the task rejected its message", "")
         if not self.acknowledged:
             self.acknowledge()
             self.send_event("task-rejected", requeue=requeue)
@@ -192,13 +193,13 @@ class Request(request.Request):  # type: ignore[misc]
         return lambda broker, delivery: broker.reschedule(delivery, later, f"+{after_s:.6f}", spent, error[:TEXT])
 
     def _snooze(self, error: BaseException) -> Settle:
-        return self._decided(Fault.AWAY, error, "", "")
+        return self._decided(Fault.AWAY, error, Reason.FAILED, "")
 
     def _after_loss(self, error: BaseException, traceback: str) -> Settle:
         """Decide about a job whose pool child died under it: it may be what kills them."""
-        return self._decided(Fault.PASSING, error, "worker lost", traceback)
+        return self._decided(Fault.PASSING, error, Reason.WORKER_LOST, traceback)
 
-    def _decided(self, fault: Fault, error: BaseException, reason: str, traceback: str) -> Settle:
+    def _decided(self, fault: Fault, error: BaseException, reason: Reason, traceback: str) -> Settle:
         text = f"{type(error).__name__}: {error}"
         attempts = int(self._request_dict.get("retries") or 0)
         match outcome.decide(fault, attempts, self._policy(), random.random()):
@@ -210,8 +211,14 @@ class Request(request.Request):  # type: ignore[misc]
                 return _bury(reason, text, traceback)
 
     def _policy(self) -> RetryPolicy:
-        lane = load_policy().queues.get(self.delivery_info.get("routing_key"))
+        lane = load_policy().lane_of(str(self.delivery_info.get("routing_key")), self.name)
         return lane.retry if lane else ONCE
+
+    def _reason_of_failure(self) -> Reason:
+        """Tell a failure that ended a series of attempts from one that no attempt would have healed."""
+        attempts = int(self._request_dict.get("retries") or 0)
+        is_last = attempts > 0 and attempts + 1 >= self._policy().max_attempts
+        return Reason.ATTEMPTS_SPENT if is_last else Reason.FAILED
 
 
 #: How many jobs were taken from this process because they hang; on threads each has cost a slot.
@@ -238,7 +245,7 @@ def _nothing(_broker: Broker, _delivery: Delivery) -> str:
     return "settled"
 
 
-def _bury(reason: str, error: str, traceback: str) -> Settle:
+def _bury(reason: Reason, error: str, traceback: str) -> Settle:
     return lambda broker, delivery: broker.bury(delivery, reason, error[:TEXT], traceback[-TEXT:])
 
 

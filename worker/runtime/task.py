@@ -91,9 +91,7 @@ class Job(Task):  # type: ignore[misc]
     @property
     def lane(self) -> Queue | None:
         """The declared queue that this run came through, or else the one that declares this task, or None."""
-        policy = load_policy()
-        carried = str((self.request.delivery_info or {}).get("routing_key"))
-        return policy.queues.get(carried) or policy.queue_of_task(self.name)
+        return load_policy().lane_of(str((self.request.delivery_info or {}).get("routing_key")), self.name)
 
     @property
     def _policy(self) -> RetryPolicy:

@@ -45,6 +45,7 @@ from worker.records.broker import (
     full,
     parse_fetched,
 )
+from worker.records.reason import Reason
 from worker.runtime import bodies, gathering, lease
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,9 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]
         if requeue:
             self.settle(delivery_tag, Broker.release)
         else:
-            self.settle(delivery_tag, lambda broker, delivery: broker.bury(delivery, "rejected", "rejected by worker"))
+            self.settle(
+                delivery_tag, lambda broker, delivery: broker.bury(delivery, Reason.REJECTED, "rejected by worker")
+            )
 
     def restore_unacked(self, client: object = None) -> list[object]:
         """Give back what has not started. kombu gives back everything when a connection closes, running jobs too."""
@@ -344,7 +347,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             if not fetched.delivery.number or fetched.delivery.tag in self.qos._delivered:
                 raise
             fault = f"{type(error).__name__}: {error}"
-            self.lease.settle(fetched.delivery, lambda broker, delivery: broker.bury(delivery, "malformed", fault))
+            self.lease.settle(fetched.delivery, lambda broker, delivery: broker.bury(delivery, Reason.MALFORMED, fault))
 
     def _give_back(self, fetched: list[Fetched]) -> None:
         for each in fetched:
@@ -360,7 +363,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             due = _epoch(payload["headers"].get("eta"))
         except (ValueError, OverflowError) as error:
             fault = str(error)
-            self.lease.settle(fetched.delivery, lambda broker, delivery: broker.bury(delivery, "malformed", fault))
+            self.lease.settle(fetched.delivery, lambda broker, delivery: broker.bury(delivery, Reason.MALFORMED, fault))
             return None
         if due is not None:  # from a plain producer: a delay waits in Redis, in no worker's memory
             later, moment = message.next_run(payload, spent=0), f"{due:.6f}"

@@ -32,7 +32,7 @@ local function promote(queue)
     local record = redis.call('HMGET', key.job(id), 'message', 'step', 'state', 'cancel')
     redis.call('ZREM', delayed, id)
     if record[3] == 'replaced' and not record[4] then
-      bury(id, queue, 'replacement never came', 'the canvas that the task put in its place did not end in time', '',
+      bury(id, queue, REASON.NOT_REPLACED, 'the canvas that the task put in its place did not end in time', '',
         'replacement')
     elseif record[1] then
       redis.call('HDEL', key.job(id), 'message')
@@ -78,7 +78,8 @@ end
 local function hand_out(one, calls, cost)
   if not one then return end
   if cost == -1 then
-    return bury(one[2], one[1], 'too costly', TOO_COSTLY, '', string.sub(redis.sha1hex('too costly ' .. one[1]), 1, 12))
+    local like = string.sub(redis.sha1hex(REASON.TOO_COSTLY .. ' ' .. one[1]), 1, 12)
+    return bury(one[2], one[1], REASON.TOO_COSTLY, TOO_COSTLY, '', like)
   end
   if cost then
     local gate = gate_of(one[1])

@@ -22,8 +22,8 @@ local function orphan(id, queue)
   if times >= policy.limit then
     buried[#buried + 1] = id
     local task = redis.call('HGET', key.job(id), 'task') or ''
-    bury(id, queue, 'poison', 'its worker vanished or hung ' .. times .. ' times while it ran', '',
-      string.sub(redis.sha1hex('poison ' .. task), 1, 12))
+    bury(id, queue, REASON.POISON, 'its worker vanished or hung ' .. times .. ' times while it ran', '',
+      string.sub(redis.sha1hex(REASON.POISON .. ' ' .. task), 1, 12))
   elseif times == 1 then
     to_head(id, queue)
   else

@@ -11,6 +11,7 @@ from celery.exceptions import Reject
 
 from worker.app import app
 from worker.runtime import cancellation
+from worker.runtime.outcome import Fault
 from worker.runtime.task import Job
 
 
@@ -157,3 +158,17 @@ def forgetful() -> None:
 def pause(seconds: float) -> None:
     """Hold a slot for a moment."""
     threading.Event().wait(seconds)
+
+
+class Hopeful(Job):
+    """A task whose every error may heal."""
+
+    abstract = True
+
+    def classify(self, error: Exception) -> Fault:
+        return Fault.PASSING
+
+
+@app.task(name="probe.hope", base=Hopeful)
+def hope() -> None:
+    raise ConnectionError("this never heals")

@@ -47,3 +47,15 @@ def test_a_job_that_ends_its_pool_child_is_tried_again_and_then_dead(workers: Wo
     record = Job(result.id).record()
     assert (record["reason"], record["attempts"]) == ("worker lost", "1")
     assert probes.add.apply_async((1, 1)).get(timeout=60) == 2
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_a_job_that_fails_in_each_of_its_attempts_says_so(workers: Workers, broker: Broker, pool: str) -> None:
+    workers.environment["FOREBAY_CHAT_RETRY_MAX_ATTEMPTS"] = "2"
+    workers.environment["FOREBAY_CHAT_RETRY_BACKOFF_S"] = "0.1"
+    workers.probes(pool)
+    result = probes.hope.apply_async()
+    eventually(lambda: Job(result.id).status == "FAILURE")
+    record = Job(result.id).record()
+    assert (record["reason"], record["attempts"]) == ("attempts spent", "1")
+    assert record["error"] == "ConnectionError: this never heals"

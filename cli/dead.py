@@ -18,6 +18,7 @@ from worker.inspection import dead_letters
 from worker.inspection.dead_letters import Tally
 from worker.inspection.letter import Filter, Letter
 from worker.records import broker
+from worker.records import reason as reasons
 from worker.records.broker import Broker
 
 Queue = Annotated[str, typer.Option("--queue", help="Of this queue.", show_default=False)]
@@ -122,6 +123,8 @@ def show(
         return
     fields = letter.as_dict() | {"died_at": _moment(letter.died_at), "accepted_at": _moment(letter.accepted_at)}
     rows = [(name, fields[name]) for name in fields if name not in ("history", "traceback") and fields[name] != ""]
+    if known := reasons.named(letter.reason):
+        rows += [("meaning", known.explanation), ("next step", known.next_step)]
     table(f"dead letter {_short(letter.id)}", ("field", "value"), rows)
     if letter.history:
         deaths = [(_moment(death.died_at), *list(vars(death).values())[1:]) for death in letter.history]

@@ -278,6 +278,7 @@ def test_a_letter_is_shown_edited_replayed_and_purged_by_command(cli: Cli, broke
     assert [(each["count"], each["example"]["id"]) for each in cli.json("groups")] == [(1, "a"), (1, "b")]
     assert "time limit" in cli("groups")
     shown = cli("show", "a")
+    assert "next step" in shown
     assert "in body" in shown
     assert "8 characters" in shown
     assert "a secret" not in shown + cli("show", "a", "--json")

@@ -31,6 +31,11 @@ class Reason(StrEnum):
         return _ABOUT[self][1]
 
 
+def named(value: str) -> Reason | None:
+    """Return the reason that a record names, None for one that this release does not know."""
+    return next((each for each in Reason if each.value == value), None)
+
+
 _ABOUT = {
     Reason.FAILED: ("The task raised an error that another attempt would meet again.", "Mend the cause, then replay."),
     Reason.ATTEMPTS_SPENT: (

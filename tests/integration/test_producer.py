@@ -26,6 +26,17 @@ def test_importing_it_stays_thin() -> None:
     assert said.stdout.strip() == "[]"
 
 
+def test_enqueueing_loads_neither_celery_nor_a_database(broker: Broker) -> None:
+    heavy = ("celery", "sqlalchemy", "openai", "tasks.chat", "tasks.embedding", "tasks.bulk_insert")
+    program = (
+        "import sys; from tasks import enqueue; enqueue.chat('hello'); "
+        f"print([m for m in {heavy!r} if m in sys.modules])"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "[]"
+    assert len(list(broker.redis.scan_iter(broker.keys.job("*")))) == 1
+
+
 def bulk(value: object) -> Any:
     return enqueue.bulk_insert("unicode_characters", [{"codepoint": value}])
 

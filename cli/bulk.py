@@ -20,7 +20,8 @@ from tasks import enqueue
 from tasks.producer.bulk_group import BulkGroup, Piece, State
 from tasks.producer.enqueue import Options
 from tasks.producer.job import Job
-from tasks.producer.payloads import BulkInsert, check
+from tasks.producer.kinds.bulk_insert import BulkInsert
+from tasks.producer.kinds.payload import check
 from worker.errors import BrokerUnavailable, JobFailed, JobRefused, QueueFull, ResultTimeout
 from worker.policy.policy import load as load_policy
 

@@ -12,7 +12,8 @@ import typer
 
 from cli import durations, editor
 from cli.output import as_json, err, lines, one_line, out, progress, table
-from tasks.producer.payloads import BulkInsert, Chat, Embedding, check
+from tasks.producer.kinds import registry
+from tasks.producer.kinds.payload import check
 from worker.errors import ForebayError, JobRefused, UnknownJob
 from worker.inspection import dead_letters
 from worker.inspection.dead_letters import Tally
@@ -42,7 +43,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 
 #: What `one_line` writes for what cannot be printed.
 ESCAPE = re.compile(r"\\(?:x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8}|[ntr])")
-KINDS = {kind.task: kind for kind in (Chat, Embedding, BulkInsert)}
 
 commands = typer.Typer(no_args_is_help=True, help="Look at dead letters, edit, replay or purge them.")
 
@@ -308,7 +308,7 @@ def _why(said: str) -> str:
 
 def _validate(task: str, payload: dict[str, Any]) -> dict[str, Any]:
     """Return the payload as a producer would send it; of a task that is not ours, as it is."""
-    kind = KINDS.get(task)
+    kind = registry.by_task().get(task)
     return check(kind, **payload).model_dump(mode="json", exclude_none=True) if kind else payload
 
 

@@ -15,7 +15,8 @@ from cli.output import as_json, err, out, progress
 from tasks import enqueue as producer
 from tasks.producer.enqueue import Options
 from tasks.producer.job import Job
-from tasks.producer.payloads import Embedding, check
+from tasks.producer.kinds.embedding import Embedding
+from tasks.producer.kinds.payload import check
 from worker.errors import JobRefused
 
 Priority = Annotated[str | None, typer.Option(help="CRITICAL, HIGH, NORMAL, LOW or BATCH.")]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from tasks import fault
-from tasks.producer.payloads import Payload, check
+from tasks.producer.kinds.payload import Payload, check
 from worker.runtime.batching import Answer
 from worker.runtime.outcome import Fault
 

@@ -12,7 +12,8 @@ from tasks.bisect import apart, readable
 from tasks.producer import enqueue
 from tasks.producer.enqueue import Options
 from tasks.producer.job import rejected_id
-from tasks.producer.payloads import BulkInsert, check
+from tasks.producer.kinds.bulk_insert import BulkInsert
+from tasks.producer.kinds.payload import check
 from worker.app import app
 from worker.runtime.batching import Answer, BatchJob
 from worker.runtime.outcome import Fault

@@ -5,7 +5,8 @@ from typing import Any
 from db.conversations import turns
 from db.engine import transaction
 from tasks import fault, notice
-from tasks.producer.payloads import Chat, check
+from tasks.producer.kinds.chat import Chat
+from tasks.producer.kinds.payload import check
 from tasks.provider import cached, endpoint
 from tasks.provider.llm import Message
 from tasks.stream_writer import Writer

@@ -10,7 +10,7 @@ from db.vectors import documents
 from db.vectors.documents import Document
 from tasks import fault
 from tasks.bisect import apart, readable
-from tasks.producer.payloads import Embedding
+from tasks.producer.kinds.embedding import Embedding
 from tasks.provider import cached, endpoint
 from worker.app import app
 from worker.limits import gates

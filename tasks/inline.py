@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tasks.producer.job import Job
-from tasks.producer.payloads import JobPayload
+from tasks.producer.kinds.payload import JobPayload
 from worker.errors import JobFailed
 
 

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from cli.rows import csv as csv_rows
 from cli.rows import parquet as parquet_rows
-from tasks.producer.payloads import UNSTORABLE
+from tasks.producer.kinds.payload import UNSTORABLE
 from worker.errors import JobRefused
 
 FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet"}

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tasks.producer.payloads import UNSTORABLE
+from tasks.producer.kinds.payload import UNSTORABLE
 from worker.errors import JobRefused
 
 ROWS_AT_ONCE = 1000

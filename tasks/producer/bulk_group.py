@@ -10,7 +10,7 @@ from typing import Any
 from tasks.producer import enqueue
 from tasks.producer.enqueue import Options
 from tasks.producer.job import ENDED, rejected_id, status_of
-from tasks.producer.payloads import BulkInsert
+from tasks.producer.kinds.bulk_insert import BulkInsert
 from worker.errors import JobRefused, UnknownJob
 from worker.policy.policy import load as load_policy
 from worker.records import broker

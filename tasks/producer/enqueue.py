@@ -8,7 +8,10 @@ from typing import Any
 from uuid import uuid4
 
 from tasks.producer.job import LONGEST_ID, Group, Job
-from tasks.producer.payloads import BulkInsert, Chat, Embedding, JobPayload, check
+from tasks.producer.kinds.bulk_insert import BulkInsert
+from tasks.producer.kinds.chat import Chat
+from tasks.producer.kinds.embedding import Embedding
+from tasks.producer.kinds.payload import JobPayload, check
 from worker.errors import JobRefused
 from worker.policy.policy import load as load_policy
 from worker.policy.priority import Priority
@@ -44,7 +47,7 @@ class Options:
 def chat(text: str, *, options: Options | None = None, **rest: Any) -> Job:
     """Enqueue one turn of a conversation and return its job.
 
-    Further arguments are those of `tasks.producer.payloads.Chat` (conversation, user, system, model, max_tokens,
+    Further arguments are those of `tasks.Chat` (conversation, user, system, model, max_tokens,
     temperature, tools, history, stream) and of `Options`. The job's result is
     ``{"text", "conversation", "model", "usage", ...}``. Raises `JobRefused`, `QueueFull`, `BrokerUnavailable`.
     """
@@ -74,7 +77,7 @@ def bulk_insert(
     """Enqueue rows for a table, cut into jobs of the queue's ``rows_per_job``; return them as one group.
 
     ``operation`` (insert, update, upsert or delete), ``key`` and ``on_conflict`` (fail, skip or update) are those of
-    `tasks.producer.payloads.BulkInsert`.
+    `tasks.BulkInsert`.
 
     Rows are mappings that all have the same keys, or sequences in the order of ``columns``. The input is read as it is
     sent, so it may be larger than memory. ``on_progress`` gets the number of rows sent so far. The group's result is
@@ -141,7 +144,7 @@ def is_inline() -> bool:
 def _submission(payload: JobPayload, options: Options) -> Submission:
     queue = load_policy().queue(payload.queue)
     job_id = _identifier("job_id", options.job_id) or uuid4().hex
-    priority = parse_priority(payload.priority if options.priority is None else options.priority)
+    priority = parse_priority(queue.default_priority if options.priority is None else options.priority)
     try:
         arguments = payload.to_json()
     except (ValueError, TypeError) as error:

@@ -6,7 +6,7 @@ from sqlalchemy import text
 from db.engine import transaction
 from dev.faulty.process import FaultyProvider
 from tasks import Job, enqueue
-from tasks.producer.payloads import BulkInsert
+from tasks.producer.kinds.bulk_insert import BulkInsert
 from tests.eventually import eventually
 from tests.workers import Workers
 from worker.app import app

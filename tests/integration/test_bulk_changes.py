@@ -12,7 +12,8 @@ from db.bulk.changes import Change
 from db.engine import transaction
 from tasks import Job, enqueue
 from tasks.producer.enqueue import Options
-from tasks.producer.payloads import BulkInsert, check
+from tasks.producer.kinds.bulk_insert import BulkInsert
+from tasks.producer.kinds.payload import check
 from tests.eventually import eventually
 from tests.integration.test_jobs import run_again, scalar
 from tests.workers import Workers

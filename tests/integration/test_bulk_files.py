@@ -21,7 +21,8 @@ from tasks import enqueue
 from tasks.producer.bulk_group import BulkGroup, Piece
 from tasks.producer.enqueue import Options
 from tasks.producer.job import Group, Job
-from tasks.producer.payloads import BulkInsert, check
+from tasks.producer.kinds.bulk_insert import BulkInsert
+from tasks.producer.kinds.payload import check
 from tests.commands import Cli
 from tests.eventually import eventually
 from tests.integration.test_jobs import scalar

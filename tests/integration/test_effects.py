@@ -19,7 +19,7 @@ from dev import stack
 from dev.faulty.process import FaultyProvider
 from tasks import BulkInsert, Embedding, enqueue, fault
 from tasks.producer.enqueue import Options
-from tasks.producer.payloads import check
+from tasks.producer.kinds.payload import check
 from tests.eventually import eventually
 from tests.integration import probes
 from tests.integration.test_jobs import run_again, scalar

@@ -29,7 +29,9 @@ from tasks import enqueue
 from tasks.producer.bulk_group import BulkGroup, Piece
 from tasks.producer.enqueue import Options
 from tasks.producer.job import Job
-from tasks.producer.payloads import BulkInsert, Embedding, check
+from tasks.producer.kinds.bulk_insert import BulkInsert
+from tasks.producer.kinds.embedding import Embedding
+from tasks.producer.kinds.payload import check
 from tasks.provider import cached
 from tasks.stream_writer import Writer
 from tests.eventually import eventually

@@ -480,3 +480,10 @@ def test_faults_of_the_cache_are_named(tmp_path: Path, cache: str, fault: str) -
     with pytest.raises(ConfigurationError) as error:
         load(path, {})
     assert fault in str(error.value)
+
+
+def test_a_queue_has_the_priority_of_jobs_that_name_none(write: Write) -> None:
+    assert load(write(PLAIN), {}).queue("chat").default_priority == "NORMAL"
+    assert load(write(PLAIN + "    default_priority: high\n"), {}).queue("chat").default_priority == "HIGH"
+    (fault,) = faults(write(PLAIN + "    default_priority: urgnet\n"))
+    assert "queues.chat.default_priority: 'urgnet': is no priority; known are critical, high" in fault

@@ -91,6 +91,7 @@ class Queue(Model):
     description: str = ""
     task: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*$")]
     pool: Literal["threads", "prefork", "solo"]
+    default_priority: str = "NORMAL"
     concurrency: Annotated[Whole, Field(ge=1, le=4096)] = 1
     prefetch_multiplier: Annotated[Whole, Field(ge=0, le=1000), BeforeValidator(off)] = 1
     max_tasks_per_worker: Count | None = None
@@ -120,6 +121,13 @@ class Queue(Model):
         if isinstance(given, dict) and given.get("pool") == "prefork":
             return {"max_tasks_per_child": 1000, **given}
         return given
+
+    @field_validator("default_priority")
+    @classmethod
+    def _is_a_priority(cls, name: str) -> str:
+        if name.lower() not in PRIORITIES:
+            raise ValueError(f"is no priority; known are {', '.join(PRIORITIES)}{nearest(name.lower(), PRIORITIES)}")
+        return name.upper()
 
     @field_validator("concurrency")
     @classmethod

@@ -30,7 +30,7 @@ SHARED = {
 SCALARS = (
     "concurrency", "prefetch_multiplier", "max_tasks_per_worker", "max_memory_mib", "max_tasks_per_child",
     "max_memory_per_child_mib", "max_length", "max_payload_bytes", "time_limit_s", "drain_s", "max_orphaned",
-    "wedged_after_s", "rows_per_job", "pool", "gate", "max_in_flight", "answer_tokens",
+    "wedged_after_s", "rows_per_job", "pool", "gate", "max_in_flight", "answer_tokens", "default_priority",
     "batch.max_jobs", "batch.max_tokens", "batch.max_rows", "batch.max_wait_s",
     "retry.max_attempts", "retry.backoff_s", "retry.backoff_max_s", "retry.jitter",
     "breaker.failures", "breaker.within_s", "breaker.open_s", "breaker.open_max_s",

@@ -4,11 +4,9 @@ kombu pops a message with BRPOP and records it as unacknowledged in a later roun
 loses the job (kombu #305, #1836, celery #4354). Here one script pops and records. While there is nothing to fetch the
 channel blocks on a "bell" list that accept rings, never on a list of jobs.
 
-Private parts of kombu 5.7 relied on: ``_brpop_start``, ``_brpop_read``, ``_poll_error``, ``_in_poll``,
-``_brpop_sent_at``, ``_queue_cycle``, ``_flush_brpop_reauth``, ``_get_pool``, ``_put``, ``_purge``, ``_delete``,
-``_expires``, ``QoS._delivered`` and ``Message._decoded_cache``. Everything else (connections, TLS, Sentinel, fanout,
-remote control, events, polling paused while prefetch is full, half-open connections found by the health check) is
-kombu's.
+The private parts of kombu that it relies on are listed in `worker.runtime.private`. Everything else (connections, TLS,
+Sentinel, fanout, remote control, events, polling paused while prefetch is full, half-open connections found by the
+health check) is kombu's.
 """
 
 import logging

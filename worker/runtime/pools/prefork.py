@@ -1,8 +1,7 @@
 """Celery's pool of children, which forgets runs when a connection is lost: here each is heard to its end.
 
 Celery drops every run that its child has not reported as begun, for the broker will deliver it again. Here the child
-itself begins it in the job's record, and what has begun is not given back. Relies on ``_cache`` of billiard's pool, and
-on ``_write_to``, ``_accepted`` and ``_error_callback`` of what is in it.
+itself begins it in the job's record, and what has begun is not given back.
 """
 
 from collections.abc import Callable
@@ -27,9 +26,9 @@ class TaskPool(prefork.TaskPool):  # type: ignore[misc]
     def _flush(self, flush_all: Callable[[], None]) -> None:
         dropped = []
         for run in tuple(self._pool._cache.values()):
-            if getattr(run, "_write_to", None) is not None:
+            if run._write_to is not None:
                 run._accepted = True
-            elif isinstance(getattr(run, "_error_callback", None), Flight):
+            elif isinstance(run._error_callback, Flight):
                 dropped.append(run._error_callback)
         flush_all()
         for flight in dropped:

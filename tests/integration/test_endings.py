@@ -86,7 +86,7 @@ def test_the_late_end_of_a_stopped_worker_changes_nothing(workers: Workers, brok
 
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
 def test_a_hung_job_holds_up_no_stop_and_spends_nothing(workers: Workers, broker: Broker, pool: str) -> None:
-    worker = workers.probes(pool, FOREBAY_CHAT_DRAIN_S="0.5")
+    worker = workers.probes(pool, FOREBAY_CHAT_DRAIN_S="3")
     hung = send(probes.hold, "hung")
     ends = send(probes.hold, "ends")
     waits = send(probes.mark, "waits")

@@ -21,6 +21,7 @@ from tasks import Job, enqueue
 from tests.eventually import eventually
 from tests.integration import probes
 from tests.workers import Workers
+from worker.records import broker as brokers
 from worker.records import message
 from worker.records.broker import Broker
 from worker.runtime.transport import Transport
@@ -89,6 +90,11 @@ def test_simple_queues_lease_and_acknowledge(broker: Broker) -> None:
         received.ack()
         assert broker.redis.zcard(broker.keys.leased("letters")) == 0
         queue.close()
+
+
+def test_what_fetches_and_what_runs_share_their_connections(broker: Broker) -> None:
+    with probes.app.connection_for_read() as connected:
+        assert connected.default_channel.broker is brokers.connect(probes.app.conf.broker_url)
 
 
 def test_closing_a_connection_gives_back_what_was_not_acknowledged(broker: Broker) -> None:

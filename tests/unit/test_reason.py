@@ -32,3 +32,9 @@ def test_scripts_spell_no_reason_themselves() -> None:
     for path in LUA.rglob("*.lua"):
         text = re.sub(r"--.*", "", path.read_text("utf-8"))
         assert not [literal for literal in literals if literal in text], path.name
+
+
+def test_a_script_gets_the_text_of_a_reason() -> None:
+    assert reason.spelled("bury(id, queue, REASON.POISON, '')") == "bury(id, queue, 'poison', '')"
+    with pytest.raises(KeyError):
+        reason.spelled("REASON.POSION")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -313,7 +314,23 @@ def _connect(url: str) -> Broker:
         channel: Channel = connection.channel()
     except connection.connection_errors as error:
         raise BrokerUnavailable(_unreachable_at(connection.as_uri(), error)) from error
-    return Broker(client_of(channel), channel.global_keyprefix)
+    return of_channel(channel)
+
+
+_shared: dict[tuple[int, str, str], Broker] = {}
+_sharing = threading.Lock()
+
+
+def of_channel(channel: Channel) -> Broker:
+    """Return this process's broker for the server and prefix that a channel of kombu's leads to.
+
+    What fetches, what runs and what sends share it, and so one pool of connections.
+    """
+    name = (os.getpid(), channel.connection.client.as_uri(include_password=True), channel.global_keyprefix)
+    with _sharing:
+        if name not in _shared:
+            _shared[name] = Broker(client_of(channel), channel.global_keyprefix)
+        return _shared[name]
 
 
 def client_of(channel: Channel) -> redis.Redis:

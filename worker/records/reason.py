@@ -1,10 +1,11 @@
 """Why a job is a dead letter: the closed list, with an explanation and a next step for each."""
 
+import re
 from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """A reason of a dead letter. The value is what a record holds; scripts get it as ``REASON.POISON``."""
+    """A reason of a dead letter. The value is what a record holds; a script writes ``REASON.POISON`` for it."""
 
     FAILED = "failed"
     ATTEMPTS_SPENT = "attempts spent"
@@ -71,6 +72,6 @@ _ABOUT = {
 }
 
 
-def lua() -> str:
-    """Return the same list for scripts."""
-    return "local REASON = {" + ", ".join(f"{each.name} = '{each.value}'" for each in Reason) + "}\n"
+def spelled(script: str) -> str:
+    """Return a script with the text in the place of each ``REASON.NAME``. Raises `KeyError` for an unknown name."""
+    return re.sub(r"\bREASON\.(\w+)", lambda found: f"'{Reason[found[1]].value}'", script)

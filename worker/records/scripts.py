@@ -67,7 +67,7 @@ def source(name: str) -> str:
     """Return the whole text of a script as Redis gets it: flags, key builders, prelude, body."""
     flags = f"#!lua flags={_flags(name)}\n"
     orders = f"local STEPS = {_table(STEPS)}\nlocal ORDER = {_table(FETCH_ORDER)}\n"
-    return flags + keys.lua() + reason.lua() + orders + "".join(map(_read, (*SHARED, *PARTS.get(name, ()), name)))
+    return flags + keys.lua() + orders + reason.spelled("".join(map(_read, (*SHARED, *PARTS.get(name, ()), name))))
 
 
 def load(client: redis.Redis) -> dict[str, Script]:

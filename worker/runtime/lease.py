@@ -23,12 +23,14 @@ from redis.exceptions import TimeoutError as NoAnswer
 
 from worker.inspection import dead_letters
 from worker.policy.policy import load as load_policy
-from worker.records.broker import SOCKET_TIMEOUT_S, Broker, Delivery
+from worker.records.broker import Broker, Delivery
 
 logger = logging.getLogger(__name__)
 
 #: How often a process looks for dead letters past their retention.
 EXPIRE_EVERY_S = 60.0
+#: How long a process that ends waits for a renewal under way; much less than `draining.GIVE_BACK_S`, which ends it.
+RENEWAL_ENDS_S = 2.0
 
 Settle = Callable[[Broker, Delivery], str]
 #: Gets ``cancel``, ``wedged`` or ``buried`` and a job's id.
@@ -199,7 +201,7 @@ class Lease:
         self._stopped = True
         self._woken.set()
         if self._thread is not None:  # a renewal under way would bring the owner back after it has left
-            self._thread.join(SOCKET_TIMEOUT_S)
+            self._thread.join(RENEWAL_ENDS_S)
         try:
             self._settle_again()
             given_back = self.broker.leave(self.owner)

@@ -38,9 +38,9 @@ from worker.records.broker import (
     Fetched,
     Submission,
     Wanted,
-    client_of,
     fetch_args,
     full,
+    of_channel,
     parse_fetched,
 )
 from worker.records.reason import Reason
@@ -123,7 +123,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         return self.lease.broker
 
     def _make_broker(self) -> Broker:
-        return Broker(client_of(self), self.global_keyprefix)
+        return of_channel(self)
 
     # Publishing: Celery's own producers (retries, chains, plain apply_async with this transport).
 
